@@ -72,17 +72,14 @@ def make_steps(config: RunConfig, spec: ModelSpec, mesh: Mesh) -> Steps:
     def create_state() -> TrainState:
         return create_state_from(init_params(config.model, jax.random.key(config.train.seed), config.method.surgery))
 
-    def join(trained: PyTree, frozen: PyTree) -> PyTree:
-        return split.join(trained, frozen)
-
     evaluation_loss = loss_function(config, spec, meshes.batch_shards(mesh), training=False)
 
     def evaluate(params: tuple[PyTree, PyTree], batch: Batch) -> LossTerms:
-        return evaluation_loss(join(*params), batch, None)
+        return evaluation_loss(split.join(*params), batch, None)
 
     update_step = partial(
         train_step,
-        _training_loss(config, spec, mesh, join, teacher),
+        _training_loss(config, spec, mesh, split, teacher),
         update,
         _accumulation(config, spec, mesh, split),
         config.train.seed,
@@ -98,7 +95,7 @@ def make_steps(config: RunConfig, spec: ModelSpec, mesh: Mesh) -> Steps:
     replicated = meshes.replicated(mesh)
     return Steps(
         train=jax.jit(
-            _step_of_run(config, spec, mesh, join, update_step),
+            _step_of_run(config, spec, mesh, split, update_step),
             donate_argnums=0,
             in_shardings=(state_shardings, batch_sharding),
             out_shardings=(state_shardings, replicated),
@@ -113,7 +110,7 @@ def make_steps(config: RunConfig, spec: ModelSpec, mesh: Mesh) -> Steps:
         create_state_from=jax.jit(
             create_state_from, donate_argnums=0 if split.trains_everything else (), out_shardings=first_shardings
         ),
-        join=join,
+        join=split.join,
         state=meshes.shape_structs(shapes, state_shardings),
     )
 
@@ -135,25 +132,25 @@ def _accumulation(config: RunConfig, spec: ModelSpec, mesh: Mesh, split: Trainab
 
 
 def _step_of_run(
-    config: RunConfig, spec: ModelSpec, mesh: Mesh, join: Callable[[PyTree, PyTree], PyTree], update_step: UpdateStep
+    config: RunConfig, spec: ModelSpec, mesh: Mesh, split: TrainableSplit, update_step: UpdateStep
 ) -> UpdateStep:
     """Return the step on the batches of a run: one update, or with sampled answers several."""
     if config.policy_objective is not None:
-        return _policy_step(config, spec, mesh, join, update_step)
+        return _policy_step(config, spec, mesh, split, update_step)
     if config.distillation is not None:
         return _with_token_weights(update_step)
     return update_step
 
 
 def _policy_step(
-    config: RunConfig, spec: ModelSpec, mesh: Mesh, join: Callable[[PyTree, PyTree], PyTree], update_step: UpdateStep
+    config: RunConfig, spec: ModelSpec, mesh: Mesh, split: TrainableSplit, update_step: UpdateStep
 ) -> UpdateStep:
     """Return the step on prompts with sampled answers and their rewards, which makes several updates."""
     objective = config.require_policy_objective()
     answer_rows = prepared_answers(config, spec, meshes.batch_shards(mesh))
 
     def prepare(state: TrainState, batch: Batch) -> Batch:
-        return answer_rows(join(state.params, state.frozen), batch)
+        return answer_rows(split.join(state.params, state.frozen), batch)
 
     return partial(policy_step, objective, prepare, update_step, config.train.seed)
 
@@ -205,37 +202,27 @@ def _first_state(
 
 
 def _training_loss(
-    config: RunConfig,
-    spec: ModelSpec,
-    mesh: Mesh,
-    join: Callable[[PyTree, PyTree], PyTree],
-    teacher: Teacher | None,
+    config: RunConfig, spec: ModelSpec, mesh: Mesh, split: TrainableSplit, teacher: Teacher | None
 ) -> TrainingLoss:
+    """Return the loss of a run; one with a teacher carries no states from batch to batch."""
     objective = config.require_objective()
-    if teacher is not None:
-        return _distillation_loss(config, spec, mesh, join, teacher)
-    loss = carrying_loss_function(config, spec, meshes.batch_shards(mesh), training=True)
+    batch_shards = meshes.batch_shards(mesh)
+    if teacher is None:
+        carrying_loss = carrying_loss_function(config, spec, batch_shards, training=True)
 
-    def loss_terms(trained: PyTree, state: TrainState, batch: Batch, key: PRNGKeyArray) -> tuple[LossTerms, PyTree]:
-        return loss(join(trained, state.frozen), state.carry, batch, key)
+        def loss_terms(trained: PyTree, state: TrainState, batch: Batch, key: PRNGKeyArray) -> tuple[LossTerms, PyTree]:
+            return carrying_loss(split.join(trained, state.frozen), state.carry, batch, key)
 
-    term_weights = {**objective.term_weights, **ROUTER_TERM_WEIGHTS, **PENALTY_TERM_WEIGHTS}
-    return TrainingLoss(objective.name, loss_terms, term_weights)
+        term_weights = objective.term_weights
+    else:
+        assert config.distillation is not None
+        assert isinstance(objective, TokenPrediction)
+        distillation_loss = distillation_loss_function(config, spec, teacher.spec, batch_shards)
 
+        def loss_terms(trained: PyTree, state: TrainState, batch: Batch, key: PRNGKeyArray) -> tuple[LossTerms, PyTree]:
+            return distillation_loss(split.join(trained, state.frozen), state.teacher, batch, key), {}
 
-def _distillation_loss(
-    config: RunConfig, spec: ModelSpec, mesh: Mesh, join: Callable[[PyTree, PyTree], PyTree], teacher: Teacher
-) -> TrainingLoss:
-    """Return the loss of a run with a teacher, which carries no states from batch to batch."""
-    objective = config.require_objective()
-    assert config.distillation is not None
-    assert isinstance(objective, TokenPrediction)
-    loss = distillation_loss_function(config, spec, teacher.spec, meshes.batch_shards(mesh))
-
-    def loss_terms(trained: PyTree, state: TrainState, batch: Batch, key: PRNGKeyArray) -> tuple[LossTerms, PyTree]:
-        return loss(join(trained, state.frozen), state.teacher, batch, key), {}
-
-    term_weights = config.distillation.term_weights(objective)
+        term_weights = config.distillation.term_weights(objective)
     return TrainingLoss(objective.name, loss_terms, {**term_weights, **ROUTER_TERM_WEIGHTS, **PENALTY_TERM_WEIGHTS})
 
 
