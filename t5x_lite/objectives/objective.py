@@ -150,6 +150,8 @@ class Objective(Config):
         one_text: a row of the token stream is one text, also where it spans several documents.
         fills_spans: it teaches a model to predict the tokens that a sentinel stands for.
         compares_rows: the loss of a row depends on the other rows of the batch.
+        reads_two_streams: the model computes a second stream of states (`query_stream`), which only devices that hold
+            whole rows and all layers can.
         loss_kind: name of its loss, if that depends on the features alone and not on the settings. Objectives of one
             kind that make the same features may share a batch (`objective` of a source in `data.mixture`).
         packings: values of `data.packing` that it accepts if its rows are documents or pairs.
@@ -163,6 +165,7 @@ class Objective(Config):
     one_text: ClassVar[bool] = False
     fills_spans: ClassVar[bool] = False
     compares_rows: ClassVar[bool] = False
+    reads_two_streams: ClassVar[bool] = False
     loss_kind: ClassVar[str | None] = None
     packings: ClassVar[tuple[str, ...]] = ("documents", "none")
     has_validation_loss: ClassVar[bool] = True

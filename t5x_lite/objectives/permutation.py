@@ -31,6 +31,7 @@ class Permutation(Objective):
 
     name: ClassVar[str] = "permutation"
     families: ClassVar[tuple[Family, ...]] = ("encoder",)
+    reads_two_streams: ClassVar[bool] = True
 
     k: IntSetting = setting(6, "one of so many tokens is predicted", ge=2, source="§2.3: K; 6 or 7 in §2.3")
     longest_span: IntSetting = setting(5, "words of the longest span that is predicted", ge=1, source="§3.1")
