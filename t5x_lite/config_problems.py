@@ -1,6 +1,6 @@
 """Combinations of an objective with the model, the data and the training that are refused."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from t5x_lite.adapt import ADAPTATIONS
@@ -181,37 +181,20 @@ def _row_problems(config: "RunConfig", data: DataConfig, objective: Objective) -
     """Yield what does not fit together between an objective on text and the rows of the text."""
     if objective.reads_two_streams and (config.mesh.pipeline > 1 or config.mesh.context > 1):
         yield f"objective {objective.name}: two streams need mesh.pipeline=1 and mesh.context=1"
-    parts = data.parts
-    packing = data.packing
-    if objective.rows == "sentences" and packing != "sentences":
-        yield (
-            f"objective {objective.name} is trained on sentences: it needs data.packing=sentences and "
-            f"data.parts=line or punctuation, found packing={packing}, parts={parts}"
-        )
-    if objective.rows == "documents" and (packing not in objective.packings or data.end_of_document):
-        packings = " or ".join(objective.packings)
-        yield (
-            f"objective {objective.name} reads each document as one text and marks its end: it needs data.packing="
-            f"{packings} and data.end_of_document=false, found packing={packing}, "
-            f"end_of_document={str(data.end_of_document).lower()}"
-        )
-    if objective.one_text and packing == "documents" and not data.separate_documents:
+    needs = objective.rows.needs
+    if any(getattr(data, name) not in values for name, values in needs.items()):
+        needed = " and ".join(f"data.{name}={_list_values(values)}" for name, values in needs.items())
+        actual = ", ".join(f"{name}={_list_values([getattr(data, name)])}" for name in needs)
+        yield f"objective {objective.name} is trained on {objective.rows.content}: it needs {needed}, found {actual}"
+    if objective.one_text and data.packing == "documents" and not data.separate_documents:
         yield (
             f"objective {objective.name} takes each document of a row as a text of its own: with packing=documents it "
             "needs data.separate_documents=true"
         )
-    if objective.rows == "turns" and parts != "turns":
-        yield (
-            f"objective {objective.name} is trained on conversations: it needs data.parts=turns and "
-            f"data.field=messages, found parts={parts}"
-        )
-    if parts == "turns" and config.adapt is None and not isinstance(config.tokenizer, TokenizerFile | Bytes):
+    if data.parts == "turns" and config.adapt is None and not isinstance(config.tokenizer, TokenizerFile | Bytes):
         yield "data.parts=turns needs a tokenizer with a chat template: set adapt.from or tokenizer.file.path"
-    if objective.needs_sentences and parts not in {"line", "punctuation"}:
-        yield f"objective {objective.name} permutes sentences: set data.parts=line or punctuation, not {parts}"
-    if objective.rows == "pairs" and (parts != "fields" or packing not in objective.packings):
-        packings = " or ".join(objective.packings)
-        yield (
-            f"objective {objective.name} is trained on pairs of texts: it needs data.parts=fields, two names in "
-            f"data.field and data.packing={packings}, found packing={packing}, parts={parts}"
-        )
+
+
+def _list_values(values: Iterable[object]) -> str:
+    """Return values of a setting as they are written in a config."""
+    return " or ".join(str(value).lower() for value in values)
