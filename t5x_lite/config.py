@@ -31,11 +31,11 @@ from t5x_lite.objectives.supervised import Supervised
 from t5x_lite.parallel.config import MeshConfig
 from t5x_lite.planner.config import PlanConfig
 from t5x_lite.plugins import load_plugins
-from t5x_lite.schema import Config, Int, OneOf, Strings, setting
+from t5x_lite.schema import Config, Int, OneOf, Strings, component_name, setting
 from t5x_lite.storage import expand
 from t5x_lite.tasks import TaskForm
 from t5x_lite.train.config import OptimizerConfig, TrainConfig
-from t5x_lite.train.optimizers import NTASGD
+from t5x_lite.train.optimizers import OPTIMIZERS
 from t5x_lite.trees import flatten_names
 from t5x_lite.unused_settings import check_used
 
@@ -119,8 +119,9 @@ class RunConfig(Config):
             yield "adapt.new_tokenizer is for model.characters and a head: other weights belong to the ids of tokens"
         if self.optimizer.master_weights and self.train.param_dtype == "float32":
             yield "optimizer.master_weights is a float32 copy of parameters in bfloat16: set train.param_dtype=bfloat16"
-        if isinstance(self.optimizer.method, NTASGD) and self.train.param_dtype != "float32":
-            yield "optimizer.method=nt_asgd averages weights in float32: it needs train.param_dtype=float32"
+        if self.optimizer.method.averages_weights and self.train.param_dtype != "float32":
+            name = component_name(OPTIMIZERS, self.optimizer.method)
+            yield f"optimizer.method={name} averages weights in float32: it needs train.param_dtype=float32"
         self.method.check(self.model)
         if self.objective is not None:
             yield from objective_problems(self, self.objective)

@@ -1,10 +1,9 @@
 """Combinations of an objective with the model, the data and the training that are refused."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from t5x_lite.adapt.head import Head
-from t5x_lite.adapt.reference import Reference
+from t5x_lite.adapt import ADAPTATIONS
 from t5x_lite.data.config import DataConfig
 from t5x_lite.data.tokenizer_config import Bytes, TokenizerFile
 from t5x_lite.errors import UserError
@@ -13,11 +12,11 @@ from t5x_lite.models.config import ModelConfig
 from t5x_lite.objectives import Causal, Objective
 from t5x_lite.objectives.dummy_example import LARGEST_VOCAB, dummy_context, dummy_example
 from t5x_lite.objectives.mixed_rows import feature_types
-from t5x_lite.objectives.permutation import Permutation
 from t5x_lite.objectives.policy_optimization import PolicyOptimization
 from t5x_lite.objectives.token_prediction import TokenPrediction
 from t5x_lite.order_problems import memory_problems, order_problems
-from t5x_lite.train.optimizers import NTASGD
+from t5x_lite.schema import component_name
+from t5x_lite.train.optimizers import OPTIMIZERS
 
 if TYPE_CHECKING:
     from t5x_lite.config import RunConfig
@@ -75,9 +74,10 @@ def _reference_problems(config: "RunConfig", objective: Objective) -> Iterator[s
             f"objective {objective.name} compares the model with the one that it adapts: it needs "
             "adapt.method=lora or another that freezes the base, or adapt.method=reference, which keeps a copy"
         )
-    if isinstance(config.method, Reference) and not objective.needs_reference:
+    if config.method.copies_base and not objective.needs_reference:
+        name = component_name(ADAPTATIONS, config.method)
         yield (
-            f"adapt.method=reference keeps a copy of the weights that objective {objective.name} does not read; "
+            f"adapt.method={name} keeps a copy of the weights that objective {objective.name} does not read; "
             "set adapt.method=full"
         )
 
@@ -157,13 +157,15 @@ def _policy_problems(config: "RunConfig", objective: PolicyOptimization) -> Iter
         yield f"objective {objective.name} improves the answers of another run: give adapt.from"
     if config.method.placeholders and config.tasks:
         yield f"objective {objective.name} samples answers without soft tokens: take another adapt.method, such as lora"
-    if isinstance(config.method, Head):
+    if config.method.trains_head_alone:
+        name = component_name(ADAPTATIONS, config.method)
         yield (
-            f"objective {objective.name} trains the model, and adapt.method head or features the head alone: "
-            "take another, such as lora"
+            f"objective {objective.name} trains the model, and adapt.method {name} the head alone: take another, such "
+            "as lora"
         )
-    if isinstance(config.optimizer.method, NTASGD):
-        yield f"optimizer.method nt_asgd: objective {objective.name} would sample answers from averaged weights"
+    if config.optimizer.method.averages_weights:
+        name = component_name(OPTIMIZERS, config.optimizer.method)
+        yield f"optimizer.method {name}: objective {objective.name} would sample answers from averaged weights"
     if train.spike_factor is not None:
         yield f"train.spike_factor is for losses above zero; that of objective {objective.name} is about zero"
     answers = train.batch_size * objective.group_size
@@ -177,39 +179,22 @@ def _policy_problems(config: "RunConfig", objective: PolicyOptimization) -> Iter
 
 def _row_problems(config: "RunConfig", data: DataConfig, objective: Objective) -> Iterator[str]:
     """Yield what does not fit together between an objective on text and the rows of the text."""
-    if isinstance(objective, Permutation) and (config.mesh.pipeline > 1 or config.mesh.context > 1):
-        yield "objective permutation: two streams need mesh.pipeline=1 and mesh.context=1"
-    parts = data.parts
-    packing = data.packing
-    if objective.rows == "sentences" and packing != "sentences":
-        yield (
-            f"objective {objective.name} is trained on sentences: it needs data.packing=sentences and "
-            f"data.parts=line or punctuation, found packing={packing}, parts={parts}"
-        )
-    if objective.rows == "documents" and (packing not in objective.packings or data.end_of_document):
-        packings = " or ".join(objective.packings)
-        yield (
-            f"objective {objective.name} reads each document as one text and marks its end: it needs data.packing="
-            f"{packings} and data.end_of_document=false, found packing={packing}, "
-            f"end_of_document={str(data.end_of_document).lower()}"
-        )
-    if objective.one_text and packing == "documents" and not data.separate_documents:
+    if objective.reads_two_streams and (config.mesh.pipeline > 1 or config.mesh.context > 1):
+        yield f"objective {objective.name}: two streams need mesh.pipeline=1 and mesh.context=1"
+    needs = objective.rows.needs
+    if any(getattr(data, name) not in values for name, values in needs.items()):
+        needed = " and ".join(f"data.{name}={_list_values(values)}" for name, values in needs.items())
+        actual = ", ".join(f"{name}={_list_values([getattr(data, name)])}" for name in needs)
+        yield f"objective {objective.name} is trained on {objective.rows.content}: it needs {needed}, found {actual}"
+    if objective.one_text and data.packing == "documents" and not data.separate_documents:
         yield (
             f"objective {objective.name} takes each document of a row as a text of its own: with packing=documents it "
             "needs data.separate_documents=true"
         )
-    if objective.rows == "turns" and parts != "turns":
-        yield (
-            f"objective {objective.name} is trained on conversations: it needs data.parts=turns and "
-            f"data.field=messages, found parts={parts}"
-        )
-    if parts == "turns" and config.adapt is None and not isinstance(config.tokenizer, TokenizerFile | Bytes):
+    if data.parts == "turns" and config.adapt is None and not isinstance(config.tokenizer, TokenizerFile | Bytes):
         yield "data.parts=turns needs a tokenizer with a chat template: set adapt.from or tokenizer.file.path"
-    if objective.needs_sentences and parts not in {"line", "punctuation"}:
-        yield f"objective {objective.name} permutes sentences: set data.parts=line or punctuation, not {parts}"
-    if objective.rows == "pairs" and (parts != "fields" or packing not in objective.packings):
-        packings = " or ".join(objective.packings)
-        yield (
-            f"objective {objective.name} is trained on pairs of texts: it needs data.parts=fields, two names in "
-            f"data.field and data.packing={packings}, found packing={packing}, parts={parts}"
-        )
+
+
+def _list_values(values: Iterable[object]) -> str:
+    """Return values of a setting as they are written in a config."""
+    return " or ".join(str(value).lower() for value in values)

@@ -72,7 +72,10 @@ def test_a_run_learns_to_answer_and_its_export_has_the_template(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.parts=none", "data.chat_template=''"], "is trained on conversations: it needs data.parts=turns"),
+        (
+            ["data.parts=none", "data.chat_template=''"],
+            r"is trained on conversations \(data.field=messages\): it needs data.parts=turns",
+        ),
         (["data.parts=none"], "chat_template is for parts=turns"),
         (["data.end_of_document=true"], "parts=turns needs end_of_document=false"),
         (["data.validation_by=position"], "parts=turns needs end_of_document=false"),

@@ -10,6 +10,7 @@ class Head(AdaptationMethod):
     """The head of the task trains; the model is frozen."""
 
     freezes_base: ClassVar[bool] = True
+    trains_head_alone: ClassVar[bool] = True
 
     def check(self, model: ModelConfig) -> None:
         """Raise ValueError for a task without a head."""

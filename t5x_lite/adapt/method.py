@@ -45,6 +45,10 @@ class AdaptationMethod(Config):
 
     freezes_base: ClassVar[bool] = False
     """Nothing of the old model trains."""
+    trains_head_alone: ClassVar[bool] = False
+    """Nothing but the head of a task, and what mixes the states that it reads, trains."""
+    copies_base: ClassVar[bool] = False
+    """A copy of the first weights stays in memory, for nothing but losses that compare with the first model."""
     rewinds: ClassVar[bool] = False
     """The run begins with an early state of the other one, and not with weights of its last checkpoint."""
     changed_settings: ClassVar[tuple[str, ...]] = ()
@@ -53,7 +57,7 @@ class AdaptationMethod(Config):
     @property
     def keeps_base(self) -> bool:
         """Return whether the first weights stay in memory, so that losses can compare with the first model."""
-        return self.freezes_base and not self.placeholders
+        return self.copies_base or (self.freezes_base and not self.placeholders)
 
     @property
     def placeholders(self) -> int:

@@ -1,6 +1,6 @@
 """All weights train, and a frozen copy of the first weights stays beside them, for losses that compare with it."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from t5x_lite.adapt.method import AdaptationMethod, ModelPair, NamedArrays
 from t5x_lite.arrays import Array
@@ -16,9 +16,7 @@ PREFIX = "reference."
 class Reference(AdaptationMethod):
     """As `full`, with the reference model of `preference` (Rafailov et al. 2023, §4). Checkpoints leave it out."""
 
-    @property
-    def keeps_base(self) -> bool:
-        return True
+    copies_base: ClassVar[bool] = True
 
     def check(self, model: ModelConfig) -> None:
         """Raise ValueError for a model of experts, whose routers would count the copy's tokens too."""

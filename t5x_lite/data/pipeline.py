@@ -59,7 +59,7 @@ class ExampleBuilder:
         """
         rng = _random_generator(key)
         token_row = self._merge_segments(row_plan.read(row, phase))
-        if self.objective.rows == "sentences":
+        if self.objective.rows.has_second_sentence:
             second_sentence = token_row
             if isinstance(row_plan, PackedRows | DocumentRows):
                 second_sentence = _draw_second_sentence(row_plan, row, rng)
@@ -70,7 +70,7 @@ class ExampleBuilder:
         """Build an example without tokens, which has no weight in the loss."""
         zeros = np.zeros(self.objective.row_length(self.context), np.int32)
         token_row = TokenRow(zeros, zeros, zeros)
-        if self.objective.rows == "sentences":
+        if self.objective.rows.has_second_sentence:
             token_row = replace(token_row, second_sentence=token_row)
         return self._padded(self.objective.example(token_row, self.context, _random_generator((0, 0))))
 
@@ -179,7 +179,7 @@ def check_rows(row_plan: RowPlan, objective: Objective, context: ExampleContext)
             f"tokens, but the training text has {corpus.tokens:,}; give more text (data.files) or a shorter "
             "train.seq_len"
         )
-    if objective.rows == "sentences" and corpus.documents < 2:
+    if objective.rows.has_second_sentence and corpus.documents < 2:
         raise UserError(
             f"objective {objective.name}: the second sentence of a pair may be from another document, but the "
             "training text is one document; set data.document or give more files"

@@ -68,7 +68,7 @@ def _pack_window(corpus: Corpus, rule: RowRule, documents: slice, rng: np.random
     """Pack some documents. The order of rows, and of the documents in a row, says nothing about their lengths."""
     offsets = corpus.offsets[documents.start : documents.stop + 1]
     document_parts = np.diff(offsets)[:, None]
-    if rule.objective.rows == "pairs":
+    if rule.objective.rows.keeps_ends:
         document_parts = corpus.part_lengths(documents.start, documents.stop)
         spans = np.stack([offsets[:-1], offsets[1:]], axis=1)
         sizes = rule.sizes(document_parts)
@@ -115,7 +115,7 @@ def _pack_sentences(corpus: Corpus, rule: RowRule, window: int) -> Iterator[Plan
         stop = min(first + window, sentence_count)
         parts = corpus.parts[first : stop + 1]
         borders = np.array([len(parts) - 1])
-        if rule.objective.rows == "sentences":
+        if rule.objective.rows.has_second_sentence:
             borders = np.append(_document_borders(corpus, parts), borders)
         row_starts = next_fit(np.diff(parts), rule.length, borders)
         if stop < sentence_count:
@@ -125,7 +125,7 @@ def _pack_sentences(corpus: Corpus, rule: RowRule, window: int) -> Iterator[Plan
         spans = np.stack([starts, np.minimum(ends, starts + rule.length)], axis=1)
         cut = _documents_cut(corpus, spans, ends)
         single_sentences = 0
-        if rule.objective.rows == "sentences":
+        if rule.objective.rows.has_second_sentence:
             single_sentences = int((np.diff(row_starts) == 1).sum())
         first_document, stop_document = corpus.offsets.search([starts[0], ends[-1]])
         statistics = RowStatistics(

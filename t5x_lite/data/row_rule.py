@@ -61,10 +61,10 @@ class RowRule:
             case "stream":
                 description["stride"] = self.objective.stride(self.context)
             case "sentences":
-                description["within_documents"] = self.objective.rows == "sentences"
-                if self.objective.rows == "sentences":
+                description["within_documents"] = self.objective.rows.has_second_sentence
+                if self.objective.rows.has_second_sentence:
                     description["counts"] = "single_sentences"  # which older plans lack
-            case "documents" if self.objective.rows != "pairs":
+            case "documents" if not self.objective.rows.keeps_ends:
                 # No document takes more than a row, so the sizes of all lengths say everything.
                 lengths = np.arange(1, self.length + 1)
                 sizes = self.sizes(lengths[:, None])

@@ -108,7 +108,7 @@ def count_documents(corpus: Corpus, rule: RowRule) -> RowStatistics:
     cut_documents = 0
     for start in range(0, corpus.documents, DOCUMENTS_AT_ONCE):
         stop = min(start + DOCUMENTS_AT_ONCE, corpus.documents)
-        if rule.objective.rows == "pairs":
+        if rule.objective.rows.keeps_ends:
             document_parts = corpus.part_lengths(start, stop)
             sizes = rule.sizes(document_parts)
         else:

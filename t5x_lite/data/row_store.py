@@ -123,7 +123,7 @@ def open_rows(corpus: Corpus, rule: RowRule) -> RowPlan:
             stride = rule.objective.stride(rule.context)
             return StreamWindows(corpus, rule.length, stride, covers_all=corpus.split == "validation")
         case "none":
-            return DocumentRows(corpus, rule.length, keeps_ends=rule.objective.rows == "pairs")
+            return DocumentRows(corpus, rule.length, keeps_ends=rule.objective.rows.keeps_ends)
         case _:
             return StoredRows(corpus, rule)
 

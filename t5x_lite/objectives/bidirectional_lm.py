@@ -15,7 +15,8 @@ from t5x_lite.models.normalization import NoNorm
 from t5x_lite.objectives.features import segments_of, token_features
 from t5x_lite.objectives.framing import encoder_frame, encoder_frame_size
 from t5x_lite.objectives.model_protocols import Batch, BidirectionalModel, DropoutKey, LossSettings, LossSums
-from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features, Objective, RowKind, TokenRow
+from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features, Objective, TokenRow
+from t5x_lite.objectives.row_kinds import DOCUMENTS, RowKind
 
 FRAME = encoder_frame_size(texts=1)
 
@@ -32,10 +33,7 @@ class BidirectionalLM(Objective):
 
     name: ClassVar[str] = "bidirectional_lm"
     families: ClassVar[tuple[Family, ...]] = ("encoder",)
-
-    @property
-    def rows(self) -> RowKind:
-        return "documents"
+    rows: ClassVar[RowKind] = DOCUMENTS
 
     def check(self, model: ModelConfig) -> None:
         """Refuse a model whose states would depend on the tokens that they predict."""

@@ -5,7 +5,8 @@ from typing import ClassVar
 import numpy as np
 
 from t5x_lite.objectives.causal import Causal
-from t5x_lite.objectives.objective import ExampleContext, Features, RowKind, TokenRow
+from t5x_lite.objectives.objective import ExampleContext, Features, TokenRow
+from t5x_lite.objectives.row_kinds import CONVERSATIONS, RowKind
 
 
 class Conversation(Causal):
@@ -16,7 +17,7 @@ class Conversation(Causal):
     """
 
     name: ClassVar[str] = "conversation"
-    rows: ClassVar[RowKind] = "turns"
+    rows: ClassVar[RowKind] = CONVERSATIONS
     every_token: ClassVar[bool] = False
 
     def example(self, row: TokenRow, context: ExampleContext, rng: np.random.Generator) -> Features:

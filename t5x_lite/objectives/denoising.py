@@ -12,6 +12,7 @@ from t5x_lite.objectives.framing import encoder_frame
 from t5x_lite.objectives.inputs_targets import InputsTargets
 from t5x_lite.objectives.masked import MASK
 from t5x_lite.objectives.objective import ExampleContext, Features, TokenRow
+from t5x_lite.objectives.row_kinds import DIVIDED_TEXTS, TOKENS, RowKind
 from t5x_lite.objectives.span_corruption import without_eos
 from t5x_lite.schema import setting
 
@@ -38,9 +39,9 @@ class Denoising(InputsTargets):
     permute_sentences: bool = setting(True, "put the sentences of a text into random order", source="§2.2")
 
     @property
-    def needs_sentences(self) -> bool:
+    def rows(self) -> RowKind:
         """The rows must tell where sentences begin, if they are permuted."""
-        return self.permute_sentences
+        return DIVIDED_TEXTS if self.permute_sentences else TOKENS
 
     def check_context(self, context: ExampleContext) -> None:
         """Refuse a tokenizer without the special tokens, and a row without room for a text."""

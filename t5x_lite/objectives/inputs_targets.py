@@ -64,6 +64,18 @@ class InputsTargets(TokenPrediction):
         return model_states(model, batch, key)
 
 
+def packed_sizes(
+    inputs: Int[np.ndarray, "pairs"], targets: Int[np.ndarray, "pairs"], family: Family
+) -> Int[np.ndarray, "pairs n"]:
+    """Return the room that pairs of these lengths take in a row, one number for each entry of `capacity`.
+
+    In a decoder a pair is one text, whose last token is only predicted.
+    """
+    if family == "encoder_decoder":
+        return np.stack([inputs, targets], axis=1)
+    return (inputs + targets - 1)[:, None]
+
+
 def _encoder_decoder_features(pairs: Sequence[Pair], context: ExampleContext, target_length: int) -> Features:
     inputs, input_segments = _join([inputs for inputs, _ in pairs])
     targets, target_segments = _join([targets for _, targets in pairs])

@@ -29,14 +29,8 @@ from t5x_lite.objectives.model_protocols import (
     LossSums,
     MaskedLanguageModel,
 )
-from t5x_lite.objectives.objective import (
-    ExampleContext,
-    ExampleLengths,
-    Features,
-    RowKind,
-    TokenRow,
-    Vocabulary,
-)
+from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features, TokenRow, Vocabulary
+from t5x_lite.objectives.row_kinds import SENTENCES, TOKENS, RowKind
 from t5x_lite.objectives.sentence_pairs import draw_sentence_pair
 from t5x_lite.objectives.token_prediction import TokenPrediction
 from t5x_lite.schema import Int as IntSetting
@@ -91,9 +85,7 @@ class Masked(TokenPrediction):
     @property
     def rows(self) -> RowKind:
         """Sentence pairs need whole sentences, and a second sentence of another document."""
-        if self.sentences == "none":
-            return "tokens"
-        return "sentences"
+        return TOKENS if self.sentences == "none" else SENTENCES
 
     @property
     def needs_frequency(self) -> bool:

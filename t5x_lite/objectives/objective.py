@@ -6,7 +6,7 @@ Nothing here reads a file or imports JAX; `loss` imports JAX inside its body.
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -14,14 +14,11 @@ from jaxtyping import Bool, Float, Int
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import Family, ModelConfig
 from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LossSettings, LossSums
+from t5x_lite.objectives.row_kinds import TOKENS, RowKind
 from t5x_lite.schema import Config
 
 Features: TypeAlias = Mapping[str, np.ndarray]
 """Inputs of a model and its loss, of fixed shapes; each objective documents its own. Padding is `segment_ids == 0`."""
-
-RowKind = Literal["tokens", "documents", "sentences", "pairs", "turns"]
-"""Kinds of rows that an objective makes examples of: any tokens, documents each as one text, whole sentences of one
-document, pairs of texts, or turns of conversations."""
 
 
 @dataclass(frozen=True)
@@ -150,9 +147,10 @@ class Objective(Config):
         one_text: a row of the token stream is one text, also where it spans several documents.
         fills_spans: it teaches a model to predict the tokens that a sentinel stands for.
         compares_rows: the loss of a row depends on the other rows of the batch.
+        reads_two_streams: the model computes a second stream of states (`query_stream`), which only devices that hold
+            whole rows and all layers can.
         loss_kind: name of its loss, if that depends on the features alone and not on the settings. Objectives of one
             kind that make the same features may share a batch (`objective` of a source in `data.mixture`).
-        packings: values of `data.packing` that it accepts if its rows are documents or pairs.
         has_validation_loss: its loss can be computed on the validation split.
     """
 
@@ -163,23 +161,14 @@ class Objective(Config):
     one_text: ClassVar[bool] = False
     fills_spans: ClassVar[bool] = False
     compares_rows: ClassVar[bool] = False
+    reads_two_streams: ClassVar[bool] = False
     loss_kind: ClassVar[str | None] = None
-    packings: ClassVar[tuple[str, ...]] = ("documents", "none")
     has_validation_loss: ClassVar[bool] = True
 
     @property
     def rows(self) -> RowKind:
-        """Kind of row that one example is made of.
-
-        `sentences` need `data.parts=line` or `punctuation` and come with a `second_sentence`; `pairs` need
-        `data.parts=fields`, `turns` need `data.parts=turns`. `documents` need `data.packing=documents` or `none`.
-        """
-        return "tokens"
-
-    @property
-    def needs_sentences(self) -> bool:
-        """True if rows of `tokens` must tell where sentences begin (`data.parts=line` or `punctuation`)."""
-        return False
+        """Kind of row that one example is made of, of `row_kinds`."""
+        return TOKENS
 
     @property
     def needs_frequency(self) -> bool:

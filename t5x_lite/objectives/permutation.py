@@ -11,7 +11,8 @@ from t5x_lite.objectives.features import pad
 from t5x_lite.objectives.framing import encoder_frame, encoder_frame_size, frame_pair, frame_row
 from t5x_lite.objectives.masking import Groups, words_of_row
 from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LossSettings, LossSums, PermutationModel
-from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features, Objective, RowKind, TokenRow
+from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features, Objective, TokenRow
+from t5x_lite.objectives.row_kinds import SENTENCES, TOKENS, RowKind
 from t5x_lite.objectives.sentence_pairs import draw_sentence_pair
 from t5x_lite.schema import Int as IntSetting
 from t5x_lite.schema import setting
@@ -31,6 +32,7 @@ class Permutation(Objective):
 
     name: ClassVar[str] = "permutation"
     families: ClassVar[tuple[Family, ...]] = ("encoder",)
+    reads_two_streams: ClassVar[bool] = True
 
     k: IntSetting = setting(6, "one of so many tokens is predicted", ge=2, source="§2.3: K; 6 or 7 in §2.3")
     longest_span: IntSetting = setting(5, "words of the longest span that is predicted", ge=1, source="§3.1")
@@ -48,9 +50,7 @@ class Permutation(Objective):
     @property
     def rows(self) -> RowKind:
         """Pairs of segments need whole sentences, and a second one of another document."""
-        if self.pairs:
-            return "sentences"
-        return "tokens"
+        return SENTENCES if self.pairs else TOKENS
 
     def check(self, model: ModelConfig) -> None:
         """Refuse a model without a query stream."""

@@ -8,7 +8,8 @@ from jaxtyping import Int
 from t5x_lite.models.config import Family, ModelConfig
 from t5x_lite.objectives.features import segments_of
 from t5x_lite.objectives.inputs_targets import InputsTargets
-from t5x_lite.objectives.objective import ExampleContext, Features, RowKind, TokenRow
+from t5x_lite.objectives.objective import ExampleContext, Features, TokenRow
+from t5x_lite.objectives.row_kinds import DOCUMENTS, RowKind
 
 
 class SequenceAutoencoder(InputsTargets):
@@ -19,10 +20,7 @@ class SequenceAutoencoder(InputsTargets):
 
     name: ClassVar[str] = "sequence_autoencoder"
     families: ClassVar[tuple[Family, ...]] = ("decoder",)
-
-    @property
-    def rows(self) -> RowKind:
-        return "documents"
+    rows: ClassVar[RowKind] = DOCUMENTS
 
     def check(self, model: ModelConfig) -> None:
         """Refuse layers of attention, which would look up the text that they reproduce."""

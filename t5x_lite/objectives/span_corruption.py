@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import Family
 from t5x_lite.objectives.features import Pair, segments_of
-from t5x_lite.objectives.inputs_targets import InputsTargets
+from t5x_lite.objectives.inputs_targets import InputsTargets, packed_sizes
 from t5x_lite.objectives.objective import ExampleContext, Features, TokenRow, Vocabulary
 from t5x_lite.schema import setting
 
@@ -51,17 +51,16 @@ class SpanCorruption(InputsTargets):
     def sizes(self, lengths: Int[np.ndarray, "documents parts"], context: ExampleContext) -> Int[np.ndarray, "_ n"]:
         """Return the lengths of inputs and targets of each corrupted document; in a decoder, of both as one text."""
         inputs, targets = corrupted_lengths(lengths.sum(1), self.noise_density, self.mean_span)
-        if context.family == "encoder_decoder":
-            return np.stack([inputs, targets], 1)
-        return (inputs + targets - 1)[:, None]
+        return packed_sizes(inputs, targets, context.family)
 
     def example(self, row: TokenRow, context: ExampleContext, rng: np.random.Generator) -> Features:
         """Corrupt each segment of the row."""
+        eos = context.vocabulary.require_eos(f"objective {self.name}")
         pairs = []
         for segment in segments_of(row.segments):
             tokens = without_eos(row.tokens[segment], context.vocabulary)
             is_noise = noise_mask(len(tokens), self.noise_density, self.mean_span, rng)
-            pairs.append(corrupt(tokens, is_noise, context.vocabulary))
+            pairs.append(corrupt(tokens, is_noise, context.vocabulary.sentinels, eos))
         return self.features(pairs, context)
 
 
@@ -110,18 +109,15 @@ def corrupted_length(length: int, noise_density: float, mean_span: float) -> tup
 def raw_length(seq_len: int, family: Family, noise_density: float, mean_span: float) -> int:
     """Return the largest number of tokens whose corrupted form fits `seq_len`.
 
-    In an encoder_decoder the inputs must fit; in a decoder inputs and targets together, where the last token is only
-    predicted.
+    In an encoder_decoder the inputs must fit; in a decoder inputs and targets together (`packed_sizes`).
 
     Raises:
         UserError: not even two tokens fit.
     """
 
     def fits(length: int) -> bool:
-        inputs, targets = corrupted_length(length, noise_density, mean_span)
-        if family == "encoder_decoder":
-            return inputs <= seq_len
-        return inputs + targets - 1 <= seq_len
+        inputs, targets = corrupted_lengths(np.array([length]), noise_density, mean_span)
+        return bool(packed_sizes(inputs, targets, family)[0, 0] <= seq_len)
 
     if not fits(2):
         raise UserError(f"train.seq_len {seq_len} leaves no room for a corrupted span; make it larger")
@@ -160,14 +156,15 @@ def _random_segmentation(items: int, segments: int, rng: np.random.Generator) ->
     return borders[1:] - borders[:-1]
 
 
-def corrupt(tokens: Int[np.ndarray, "l"], is_noise: Bool[np.ndarray, "l"], vocabulary: Vocabulary) -> Pair:
+def corrupt(
+    tokens: Int[np.ndarray, "l"], is_noise: Bool[np.ndarray, "l"], sentinels: tuple[int, ...], eos: int
+) -> Pair:
     """Return inputs and targets, each ended by EOS.
 
     In the inputs a sentinel replaces each span of noise; in the targets a sentinel replaces each stretch between.
     """
-    eos = vocabulary.require_eos("objective span_corruption")
-    inputs = _replace_by_sentinels(tokens, is_noise, vocabulary.sentinels, eos)
-    targets = _replace_by_sentinels(tokens, ~is_noise, vocabulary.sentinels, eos)
+    inputs = _replace_by_sentinels(tokens, is_noise, sentinels, eos)
+    targets = _replace_by_sentinels(tokens, ~is_noise, sentinels, eos)
     return inputs, targets
 
 

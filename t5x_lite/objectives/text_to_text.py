@@ -9,7 +9,8 @@ from t5x_lite.errors import UserError
 from t5x_lite.objectives.features import Pair, segments_of
 from t5x_lite.objectives.framing import input_start, target_start, target_tokens, text_end, text_start
 from t5x_lite.objectives.inputs_targets import InputsTargets
-from t5x_lite.objectives.objective import ExampleContext, Features, RowKind, TokenRow
+from t5x_lite.objectives.objective import ExampleContext, Features, TokenRow
+from t5x_lite.objectives.row_kinds import PAIRS, RowKind
 from t5x_lite.objectives.supervised import Coder
 from t5x_lite.schema import Int as IntSetting
 from t5x_lite.schema import setting
@@ -26,7 +27,7 @@ class TextToText(InputsTargets):
     """
 
     name: ClassVar[str] = "text_to_text"
-    rows: ClassVar[RowKind] = "pairs"
+    rows: ClassVar[RowKind] = PAIRS
 
     target_len: IntSetting = setting(128, "length of the targets, EOS included", unit="tokens", ge=2)
 

@@ -11,7 +11,8 @@ from t5x_lite.objectives.features import segments_of
 from t5x_lite.objectives.framing import encoder_frame_size, frame_pair
 from t5x_lite.objectives.masked import Masked, check_languages
 from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LossSettings, LossSums, MaskedLanguageModel
-from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features, Objective, RowKind, TokenRow
+from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features, Objective, TokenRow
+from t5x_lite.objectives.row_kinds import SINGLE_PAIRS, RowKind
 from t5x_lite.schema import Int, setting
 
 Language: TypeAlias = Annotated[Int, Field(ge=0)]
@@ -27,9 +28,8 @@ class Translation(Objective):
 
     name: ClassVar[str] = "translation"
     families: ClassVar[tuple[Family, ...]] = ("encoder",)
-    rows: ClassVar[RowKind] = "pairs"
+    rows: ClassVar[RowKind] = SINGLE_PAIRS
     loss_kind: ClassVar[str | None] = Masked.loss_kind
-    packings: ClassVar[tuple[str, ...]] = ("none",)
 
     rate: float = setting(0.15, "share of tokens to predict", gt=0, lt=1, source="Conneau & Lample 2019, §3.2")
     mask_share: float = setting(0.8, "share of these that is shown as [MASK]", ge=0, le=1)

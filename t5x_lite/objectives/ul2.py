@@ -10,7 +10,7 @@ from pydantic import Strict
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import Family
 from t5x_lite.objectives.features import Pair, segments_of
-from t5x_lite.objectives.inputs_targets import InputsTargets
+from t5x_lite.objectives.inputs_targets import InputsTargets, packed_sizes
 from t5x_lite.objectives.objective import ExampleContext, Features, TokenRow, Vocabulary
 from t5x_lite.objectives.span_corruption import (
     check_sentinels,
@@ -56,7 +56,8 @@ class UL2(InputsTargets):
     )
 
     def check_context(self, context: ExampleContext) -> None:
-        """Refuse a tokenizer without the mode tokens or with too few sentinels."""
+        """Refuse a tokenizer without EOS or the mode tokens, or with too few sentinels."""
+        context.vocabulary.require_eos(f"objective {self.name}")
         length = self.row_length(context)
         for denoiser in self.denoisers:
             context.vocabulary.require_token(f"objective {self.name}", denoiser.mode)
@@ -95,16 +96,17 @@ class UL2(InputsTargets):
     def _pair(self, tokens: np.ndarray, context: ExampleContext, rng: np.random.Generator) -> Pair:
         denoiser = self.denoisers[int(rng.integers(len(self.denoisers)))]
         mode = context.vocabulary.named[denoiser.mode]
+        eos = context.vocabulary.require_eos(f"objective {self.name}")
         if denoiser.sequential:
             end = 0
             if len(tokens) > 1:
                 end = int(rng.integers(1, _longest_end(np.array([len(tokens)]), denoiser)[0] + 1))
             cut = len(tokens) - end
             inputs = tokens[:cut]
-            targets = np.append(tokens[cut:], context.vocabulary.require_eos(f"objective {self.name}"))
+            targets = np.append(tokens[cut:], eos)
         else:
             is_noise = noise_mask(len(tokens), denoiser.noise_density, denoiser.mean_span, rng)
-            inputs, targets = corrupt(tokens, is_noise, context.vocabulary)
+            inputs, targets = corrupt(tokens, is_noise, context.vocabulary.sentinels, eos)
         return np.concatenate([[mode], inputs]).astype(np.int32), targets.astype(np.int32)
 
 
@@ -126,15 +128,12 @@ def _largest_sizes(
 ) -> Int[np.ndarray, "n _"]:
     """Return for each text the room under the denoiser that needs most.
 
-    There are two columns in an encoder_decoder, inputs and targets, and one in a decoder, both as one text.
+    The columns are those of `packed_sizes`.
     """
     sizes = []
     for denoiser in denoisers:
         inputs, targets = _denoised_lengths(lengths, denoiser)
-        if family == "encoder_decoder":
-            sizes.append(np.stack([inputs, targets], axis=1))
-        else:
-            sizes.append((inputs + targets - 1)[:, None])
+        sizes.append(packed_sizes(inputs, targets, family))
     return np.max(sizes, axis=0)
 
 

@@ -181,7 +181,7 @@ ENCODER = ["model.family=encoder", "model.token_types=2", "objective=masked"]
 REFUSED = {
     "another family": ("causal", r"objective causal trains decoder, not a model of family encoder"),
     "too few token types": ("{translation: {languages: [0, 4]}}", r"needs model.token_types of at least 5.*found 2"),
-    "rows of another kind": ("translation", r"needs data.parts=fields.*found packing=stream, parts=none"),
+    "rows of another kind": ("translation", r"needs data.parts=fields.*found parts=none, packing=stream"),
 }
 
 

@@ -230,7 +230,7 @@ def test_t5_reads_what_span_corruption_trains() -> None:
     """The inputs are those of a text whose only span is the hidden token; its targets begin with sentinel and token."""
     tokens = np.array([10, 11, 12, 13], np.int32)
     words = vocabulary(sentinels=3)
-    inputs, targets = corrupt(tokens, np.array([False, False, True, False]), words)
+    inputs, targets = corrupt(tokens, np.array([False, False, True, False]), words.sentinels, eos=1)
     features = InfilledTokens((), 1, words.sentinels[0]).features(tokens, slice(2, 3))
     assert features["tokens"].tolist() == inputs.tolist()
     assert targets[:2].tolist() == [words.sentinels[0], 12]

@@ -16,7 +16,7 @@ from t5x_lite.objectives.span_corruption import (
     noise_mask,
     raw_length,
 )
-from tests.objectives.vocabulary import context, row, vocabulary
+from tests.objectives.vocabulary import context, row
 
 RNG = np.random.default_rng(0)
 EOS = 1
@@ -45,7 +45,7 @@ def test_the_papers_figure() -> None:
     words = ["Thank", "you", "for", "inviting", "me", "to", "your", "party", "last", "week"]
     ids = {word: number for number, word in enumerate(words, start=10)}
     is_noise = np.array([word in {"for", "inviting", "last"} for word in words])
-    sides = corrupt(np.array([ids[word] for word in words]), is_noise, vocabulary(100, 3))
+    sides = corrupt(np.array([ids[word] for word in words]), is_noise, (99, 98, 97), EOS)
     names = {number: word for word, number in ids.items()} | {99: "<X>", 98: "<Y>", 97: "<Z>", EOS: "</s>"}
     inputs, targets = (" ".join(names[int(token)] for token in side) for side in sides)
     assert inputs == "Thank you <X> me to your party <Y> week </s>"
@@ -70,7 +70,7 @@ def test_any_mask_gives_the_result_of_a_loop(seed: int) -> None:
     rng = np.random.default_rng(seed)
     tokens = rng.integers(10, 100, 30)
     is_noise = rng.random(30) < 0.4
-    inputs, targets = corrupt(tokens, is_noise, vocabulary(200, 40))
+    inputs, targets = corrupt(tokens, is_noise, tuple(range(199, 159, -1)), EOS)
     assert inputs.tolist() == corrupt_by_loop(tokens, is_noise, 199)
     assert targets.tolist() == corrupt_by_loop(tokens, ~is_noise, 199)
 
@@ -119,7 +119,7 @@ def test_spans_have_the_published_distribution() -> None:
 def test_documents_shorter_than_a_span_follow_the_published_fallback(length: int, inputs: int, targets: int) -> None:
     """random_spans_noise_mask takes at least two tokens, of which one is noise, and cuts the mask back."""
     tokens = np.arange(10, 10 + length)
-    sides = corrupt(tokens, noise_mask(length, 0.15, 3.0, RNG), vocabulary(100, 4))
+    sides = corrupt(tokens, noise_mask(length, 0.15, 3.0, RNG), (99, 98, 97, 96), EOS)
     assert [len(side) - 1 for side in sides] == [inputs, targets]
 
 

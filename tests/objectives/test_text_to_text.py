@@ -119,3 +119,10 @@ def test_ul2_needs_its_modes_and_enough_sentinels() -> None:
     UL2().check_context(context(128, "encoder_decoder", size=400, sentinels=100))
     with pytest.raises(UserError, match="sentinels"):
         UL2().check_context(context(128, "encoder_decoder", sentinels=10))
+
+
+def test_ul2_refuses_a_tokenizer_without_eos_under_its_own_name() -> None:
+    run = context(128, "encoder_decoder", size=400, sentinels=100)
+    without_eos = replace(run, vocabulary=replace(run.vocabulary, eos=None))
+    with pytest.raises(UserError, match="objective ul2: the tokenizer has no end-of-text token"):
+        UL2().check_context(without_eos)

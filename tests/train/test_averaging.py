@@ -12,6 +12,7 @@ from t5x_lite.config import RunConfig
 from t5x_lite.train.averaging import NonMonotonicAverage
 from t5x_lite.train.config import OptimizerConfig
 from t5x_lite.train.optimization import make_optimizer
+from t5x_lite.train.optimizers import OPTIMIZERS
 from t5x_lite.train.parameter_update import ParameterUpdate
 from tests.train.test_optimization import MATRIX
 
@@ -73,6 +74,11 @@ def test_gradients_are_those_at_the_last_weights_and_the_parameters_are_the_aver
         iterates.append(1 - (-0.5) ** (step + 1))
         first = 3 if step >= 3 else step
         assert float(params["w"][0, 0]) == pytest.approx(np.mean(iterates[first:]))
+
+
+def test_the_optimizers_with_an_average_say_so() -> None:
+    for method in OPTIMIZERS.values():
+        assert method.averages_weights == (method().average() is not None)
 
 
 def test_an_average_of_weights_in_bfloat16_is_refused() -> None:

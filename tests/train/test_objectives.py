@@ -227,6 +227,7 @@ def test_electra_detects_replaced_tokens_and_its_discriminator_is_exported(model
         ([*RUNS["next sentence"], "data.packing=stream"], "needs data.packing=sentences"),
         ([*RUNS["next sentence"], "model.outputs=[tokens]"], "trains the outputs"),
         ([*T5, "objective=text_to_text"], "needs data.parts=fields"),
+        ([*T5, "objective=denoising"], "needs data.parts=line or punctuation, found parts=none"),
         (["data.field=[a,b]"], "several fields need parts=fields"),
         (["data.packing=sentences"], "needs parts=line or parts=punctuation"),
         (["objective=null"], "no objective"),

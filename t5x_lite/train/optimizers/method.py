@@ -24,6 +24,8 @@ class OptimizerMethod(Config):
 
     supports_mup: ClassVar[bool] = False
     """The learning rates of maximal update parametrisation hold for this algorithm."""
+    averages_weights: ClassVar[bool] = False
+    """`average` returns one."""
 
     @abstractmethod
     def transformations(
