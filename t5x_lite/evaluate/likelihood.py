@@ -1,13 +1,11 @@
 """Log-likelihood of tokens that follow others: the base of few-shot tasks, perplexity and `score`."""
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 from t5x_lite.decode.generate import truncate_prompt
@@ -19,7 +17,7 @@ from t5x_lite.models.losses import chunks_for
 from t5x_lite.models.sharding import num_shards
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.objectives.features import Pair
-from t5x_lite.parallel.batched_function import BatchedFunction, Features
+from t5x_lite.parallel.batched_function import Features
 
 
 class TargetScore(NamedTuple):
@@ -38,11 +36,9 @@ class TargetScorer(Protocol):
     """Scores targets given inputs.
 
     Attributes:
-        params: weights of the model.
         truncated_inputs: the number of inputs so far that were too long and lost their first tokens.
     """
 
-    params: PyTree[Array]
     truncated_inputs: int
 
     def tokens_read(self, pair: Pair) -> int:
@@ -60,10 +56,7 @@ class Likelihood:
 
     Args:
         config: the model's config.
-        spec: the model without its weights.
-        params: weights.
-        mesh: the mesh of the weights.
-        batch_size: pairs of a batch.
+        map_rows: applies a function to rows with the model's weights; see `LoadedModel.map_rows`.
         soft_prompt: ids of soft tokens before the inputs of a decoder; those of an encoder_decoder have them already.
 
     Attributes:
@@ -73,27 +66,15 @@ class Likelihood:
     def __init__(
         self,
         config: ModelConfig,
-        spec: ModelSpec,
-        params: PyTree[Array],
-        mesh: Mesh,
-        batch_size: int,
+        map_rows: Callable[..., list[PyTree[np.ndarray]]],
         soft_prompt: Int[np.ndarray, "_"],
     ) -> None:
         self.family = config.family
         self.soft_prompt = soft_prompt
         self.start_token = config.start_token
+        self.vocab = config.vocab or 1
         self.truncated_inputs = 0
-        function = partial(_score_targets, spec, config.vocab or 1)
-        self._batched_function = BatchedFunction(function, params, mesh, batch_size)
-
-    @property
-    def params(self) -> PyTree[Array]:
-        """The weights."""
-        return self._batched_function.params
-
-    @params.setter
-    def params(self, params: PyTree[Array]) -> None:
-        self._batched_function.params = params
+        self._map_rows = map_rows
 
     def tokens_read(self, pair: Pair) -> int:
         """Return the tokens that the model reads to score a pair, on the longer side of an encoder_decoder."""
@@ -114,7 +95,7 @@ class Likelihood:
             UserError: more targets than the window, or no room beside soft tokens.
         """
         features = [self._build_features(inputs, np.asarray(targets, np.int32), window) for inputs, targets in pairs]
-        rows = self._batched_function(features, "scoring")
+        rows = self._map_rows(_score_targets, features, "scoring", self.vocab)
         scores = []
         for (log_probs, is_likeliest), (_, targets) in zip(rows, pairs, strict=True):
             # What follows the targets is padding.
