@@ -6,14 +6,14 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from t5x_lite.decode.generate import truncate_prompt
 from t5x_lite.errors import UserError
 from t5x_lite.integers import ceil_div
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.gather_positions import gather_positions
-from t5x_lite.models.losses import chunks_for
+from t5x_lite.models.losses import LossSettings, map_over_chunks
 from t5x_lite.models.sharding import num_shards
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.objectives.features import Pair
@@ -147,25 +147,15 @@ def _score_targets(
     else:
         states = module(batch["tokens"], segment_ids=batch["segment_ids"], prefix=batch["prefix"])
         states = gather_positions(states, batch["predicting_positions"])
-    rows, length = targets.shape
 
-    def score_chunk(chunk: tuple[Float[Array, "b l d"], Int[Array, "b l"]]) -> tuple[Array, Array]:
-        states, targets = chunk
+    def score_chunk(
+        states: Float[Array, "b l d"], targets: Int[Array, "b l"]
+    ) -> tuple[Float[Array, "b l"], Bool[Array, "b l"]]:
         logits = module.logits(states)
         target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         log_probs = target_logits - jax.nn.logsumexp(logits, axis=-1)
         return log_probs, logits.argmax(-1) == targets
 
     # All logits together can be larger than the model.
-    rows_per_shard = ceil_div(rows, num_shards("batch"))
-    bytes_of_logits = 4 * rows_per_shard * length * vocab
-    chunks = chunks_for(length, bytes_of_logits)
-
-    def split(array: Shaped[Array, "b t *rest"]) -> Shaped[Array, "chunks b l *rest"]:
-        return jnp.moveaxis(array.reshape(rows, chunks, length // chunks, *array.shape[2:]), 1, 0)
-
-    def join(array: Shaped[Array, "chunks b l"]) -> Shaped[Array, "b t"]:
-        return jnp.moveaxis(array, 0, 1).reshape(rows, length)
-
-    log_probs, is_likeliest = jax.lax.map(score_chunk, (split(states), split(targets)))
-    return join(log_probs), join(is_likeliest)
+    settings = LossSettings(vocab, rows=ceil_div(len(targets), num_shards("batch")))
+    return map_over_chunks(score_chunk, (states, targets), settings)
