@@ -1,7 +1,7 @@
 """A trained model as a Python object: `t5x_lite.load(RUN)`."""
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ from t5x_lite.models.loss_terms import Batch, LossFunction, LossTerms
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.objectives.framing import encoder_frame
 from t5x_lite.parallel import mesh as meshes
+from t5x_lite.parallel.batched_function import BatchedFunction, Features
 from t5x_lite.run_data import open_run_data
 from t5x_lite.run_dir import Run, open_run, split_step
 from t5x_lite.run_loss import loss_function
@@ -58,6 +59,7 @@ class Model:
         self.config: RunConfig = run.config
         self._params = params
         self._logits = jax.jit(self._compute_logits)
+        self._batched_function = cache(self._make_batched_function)
 
     @property
     def params(self) -> PyTree[Array]:
@@ -228,26 +230,29 @@ class Model:
             prompt_prefix = np.concatenate([prompt_prefix, self.bos_ids])
         return Generator(self.config.model, self.spec, self.params, self.run.stored_tokenizer, prompt_prefix)
 
-    @property
+    def map_rows(
+        self, function: Callable[..., PyTree[Array]], rows: Sequence[Features], verb: str, *settings: Hashable
+    ) -> list[PyTree[np.ndarray]]:
+        """Return the result of `function(spec, *settings, params, batch)` for each row; see `LoadedModel.map_rows`."""
+        return self._batched_function(function, *settings)(self.params, rows, verb)
+
+    def _make_batched_function(self, function: Callable[..., PyTree[Array]], *settings: Hashable) -> BatchedFunction:
+        return BatchedFunction(partial(function, self.spec, *settings), self.mesh, self.eval_batch_size)
+
+    @cached_property
     def likelihood(self) -> TargetScorer:
         """Scores target tokens given input tokens; see `evaluate.likelihood` and `evaluate.pseudo_likelihood`.
 
         Raises:
             UserError: the tokenizer has no token for what is hidden, or the model predicts no tokens.
         """
-        self._likelihood.params = self.params
-        return self._likelihood
-
-    @cached_property
-    def _likelihood(self) -> TargetScorer:
         if self.config.scores_left_to_right:
-            soft = self.soft_prompt_ids
-            return Likelihood(self.config.model, self.spec, self.params, self.mesh, self.eval_batch_size, soft)
+            return Likelihood(self.config.model, self.map_rows, self.soft_prompt_ids)
         word_starts = None
         if self.config.eval.likelihood == "pseudo_word":
             word_starts = WordStarts(self.tokenizer)
         hider = build_token_hider(self.config, self.tokenizer, tuple(self.soft_prompt_ids.tolist()))
-        return PseudoLikelihood(hider, self.spec, self.params, self.mesh, self.eval_batch_size, word_starts=word_starts)
+        return PseudoLikelihood(hider, self.map_rows, word_starts=word_starts)
 
     @cached_property
     def data(self) -> TrainingData:

@@ -1,5 +1,8 @@
 """The interface of a model that is loaded: its weights, its tokenizer, and how much it reads at one time."""
 
+from collections.abc import Callable, Hashable, Sequence
+
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
@@ -9,6 +12,7 @@ from typing_extensions import Protocol, runtime_checkable
 from t5x_lite.config import RunConfig
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.models.spec import ModelSpec
+from t5x_lite.parallel.batched_function import Features
 
 
 @runtime_checkable
@@ -38,3 +42,11 @@ class LoadedModel(Protocol):
     @property
     def eval_batch_size(self) -> int:
         """Rows of a batch in evaluation."""
+
+    def map_rows(
+        self, function: Callable[..., PyTree[Array]], rows: Sequence[Features], verb: str, *settings: Hashable
+    ) -> list[PyTree[np.ndarray]]:
+        """Return the result of `function(spec, *settings, params, batch)` for each row; see `BatchedFunction`.
+
+        The model keeps what is compiled for a function and its settings, also when its weights change.
+        """

@@ -630,9 +630,9 @@ def test_a_sweep_in_a_bucket_is_continued_on_another_machine(
     assert not (second.folder / "runs").exists()
     second_log = StatusLog(second.folder / "sweep.jsonl")
     # The second run diverged, but its directory is gone.
-    assert [launch.current_state(second, run, second_log) for run in runs] == ["done", "new"]
+    assert [launch.current_state(run, second_log) for run in runs] == ["done", "new"]
     store.pipe_file("models/sweep/runs/learning-rate0.2/config.yaml", b"")
-    assert launch.current_state(second, runs[1], second_log) == "diverged"
+    assert launch.current_state(runs[1], second_log) == "diverged"
     points = read_runs(second.folder).points
     assert points.names == ("learning-rate0.1",)
     assert points.loss.tolist() == [2.5]

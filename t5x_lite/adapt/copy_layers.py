@@ -10,7 +10,7 @@ from t5x_lite.adapt.method import AdaptationMethod, ModelPair, NamedArrays
 from t5x_lite.arrays import Array
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.layer_numbers import layer_numbers
+from t5x_lite.models.layer_path import LayerPath, depth_of_stack, parse_layer_path
 from t5x_lite.schema import Int, setting
 
 Layers = Annotated[tuple[Int, ...], Strict(False)]
@@ -60,30 +60,26 @@ class CopyLayers(AdaptationMethod):
         if models.old.shared_layers:
             raise UserError("adapt.method copy_layers: the layers of the other run share their weights; take full")
         layer_arrays = _layer_arrays(old, models.old)
-        outside = {name: value for name, value in fresh.items() if layer_numbers(name, models.new) is None}
+        outside = {name: value for name, value in fresh.items() if parse_layer_path(name) is None}
         weights = super().initial_weights(old, outside, models)
         for name in fresh:
-            numbers = layer_numbers(name, models.new)
-            if numbers is None:
+            path = parse_layer_path(name)
+            if path is None:
                 continue
-            stack, parameter = _stack_and_parameter(name)
-            sources = self._sources(stack, models)
-            keys = [(stack, sources[number], parameter) for number in numbers]
+            sources = self._sources(path, models)
+            keys = [(path.stack, sources[number], path.parameter) for number in path.numbers(models.new)]
             if all(key in layer_arrays for key in keys):
                 weights[name] = jnp.stack([layer_arrays[key] for key in keys])
         return weights
 
-    def _sources(self, stack: str, models: ModelPair) -> tuple[int, ...]:
+    def _sources(self, path: LayerPath, models: ModelPair) -> tuple[int, ...]:
         """Return the layer of the old model that each layer of a stack of the new one is copied from."""
+        old_layers = depth_of_stack(models.old, path.name)
         numbers = self.layers
-        old_layers = models.old.layers
-        layers = models.new.layers
-        if stack.startswith("decoder") and models.new.family == "encoder_decoder":
+        if models.new.family == "encoder_decoder" and path.stack == "decoder":
             numbers = self.decoder_layers
-            old_layers = models.old.decoder_layers
-            layers = models.new.decoder_layers
         if not numbers:
-            return evenly_spaced(layers, old_layers)
+            return evenly_spaced(depth_of_stack(models.new, path.name), old_layers)
         if max(numbers) >= old_layers:
             raise UserError(f"adapt.method copy_layers: the other run has no layer {max(numbers)}, only {old_layers}")
         return numbers
@@ -96,21 +92,12 @@ def evenly_spaced(count: int, layers: int) -> tuple[int, ...]:
     return tuple(int(number) for number in np.round(np.linspace(0, layers - 1, count)))
 
 
-def _stack_and_parameter(name: str) -> tuple[str, str]:
-    """Return the stack of a parameter, such as `encoder`, and its name in a layer."""
-    stack, _, path = name.partition(".stack.")
-    _, _, place_and_parameter = path.partition("layers.")
-    _, _, parameter = place_and_parameter.partition(".")
-    return stack, parameter
-
-
 def _layer_arrays(weights: NamedArrays, model: ModelConfig) -> LayerArrays:
     arrays = {}
     for name, value in weights.items():
-        numbers = layer_numbers(name, model)
-        if numbers is None:
+        path = parse_layer_path(name)
+        if path is None:
             continue
-        stack, parameter = _stack_and_parameter(name)
-        for repeat, number in enumerate(numbers):
-            arrays[stack, int(number), parameter] = value[repeat]
+        for repeat, number in enumerate(path.numbers(model)):
+            arrays[path.stack, int(number), path.parameter] = value[repeat]
     return arrays

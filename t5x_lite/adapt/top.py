@@ -2,7 +2,7 @@
 
 from t5x_lite.adapt.method import AdaptationMethod
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.layer_numbers import layer_numbers
+from t5x_lite.models.layer_path import depth_of_stack, parse_layer_path
 from t5x_lite.schema import Int, setting
 
 OUTPUTS = ("output.", "neighbours.", "sentence.", "detection.", "span.")
@@ -24,12 +24,10 @@ class Top(AdaptationMethod):
 
     def first_trained_repeat(self, name: str, model: ModelConfig) -> int | None:
         """Return the first repeat whose layer is among the last."""
-        numbers = layer_numbers(name, model)
-        if numbers is None:
+        path = parse_layer_path(name)
+        if path is None:
             if name.startswith(OUTPUTS) or ".final_norm." in name:
                 return 0
             return None
-        layers = model.layers
-        if name.startswith("decoder"):
-            layers = model.decoder_layers
-        return next((repeat for repeat, number in enumerate(numbers) if number >= layers - self.layers), None)
+        first_trained = depth_of_stack(model, name) - self.layers
+        return next((repeat for repeat, number in enumerate(path.numbers(model)) if number >= first_trained), None)

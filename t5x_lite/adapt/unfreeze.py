@@ -5,7 +5,7 @@ import numpy as np
 from t5x_lite.adapt.method import AdaptationMethod
 from t5x_lite.arrays import Array
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.layer_config import LayerConfig
+from t5x_lite.models.layer_path import LayerPath, depth_of_stack, parse_layer_path
 from t5x_lite.schema import setting
 
 
@@ -21,27 +21,21 @@ class Unfreeze(AdaptationMethod):
 
     def learning_rate_factor(self, name: str, model: ModelConfig, progress: Array) -> Array | None:
         """Return the factor of a parameter, one for each repeat in a stack."""
-        stack, is_in_stack, path = name.partition(".layers.")
-        model_layers = model.layers
-        if stack.startswith("decoder"):
-            model_layers = model.decoder_layers
+        path = parse_layer_path(name)
         # A mixer of several layers of cells counts as so many layers.
         first_depth = sum(layer.mixer.depth() for layer in model.first)
         period_depth = sum(layer.mixer.depth() for layer in model.period)
-        repeats = model.count_repeats(model_layers)
+        repeats = model.count_repeats(depth_of_stack(model, name))
         layers = first_depth + repeats * period_depth
-        if is_in_stack and not model.shared_layers:
-            is_first = stack.endswith(".first")
-            number, _, parameter = path.partition(".")
-            period = model.first if is_first else model.period
-            below = _layers_below(period, int(number), parameter)
-            if is_first:
+        if path is not None and not model.shared_layers:
+            below = _layers_below(path, model)
+            if path.is_first:
                 depth = np.array([layers - below])
             else:
                 depth = layers - (first_depth + np.arange(repeats) * period_depth + below)
         elif name.startswith(("tokens.", "decoder_tokens.")) or ".embedding." in name:
             depth = np.array(layers + 1)
-        elif is_in_stack:
+        elif path is not None:
             depth = np.array(1)
         else:
             depth = np.array(0)
@@ -49,17 +43,18 @@ class Unfreeze(AdaptationMethod):
         return has_joined * self.decay ** -depth.astype(np.float32)
 
 
-def _layers_below(period: tuple[LayerConfig, ...], place: int, parameter: str) -> int:
-    """Return the number of layers of the period below a parameter of the layer at `place`.
+def _layers_below(path: LayerPath, model: ModelConfig) -> int:
+    """Return the number of layers of the period below a parameter.
 
     What follows a mixer belongs to its last layer of cells.
     """
-    mixer = period[place].mixer
-    module, _, name = parameter.partition(".")
+    period = path.period(model)
+    mixer = period[path.place].mixer
+    module, _, name = path.parameter.partition(".")
     if module == "attention_norm":
         place_in_layer = 0
     elif module == "mixer":
         place_in_layer = mixer.place_of(name)
     else:
         place_in_layer = mixer.depth() - 1
-    return sum(layer.mixer.depth() for layer in period[:place]) + place_in_layer
+    return sum(layer.mixer.depth() for layer in period[: path.place]) + place_in_layer

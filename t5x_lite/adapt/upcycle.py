@@ -1,10 +1,12 @@
 """Sparse upcycling: a dense run becomes a Mixture-of-Experts one (Komatsuzaki et al. 2023, §2)."""
 
+from dataclasses import replace
 from typing import ClassVar
 
 from t5x_lite.adapt.method import AdaptationMethod, ModelPair, NamedArrays
 from t5x_lite.arrays import Array
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.layer_path import parse_layer_path
 
 EXPERTS = ".feedforward.experts."
 
@@ -57,15 +59,14 @@ def _restacked(name: str, old: NamedArrays, models: ModelPair) -> Array | None:
 
     old_period = len(models.old.period)
     period = len(models.new.period)
-    stack, is_in_stack, path = name.partition(".layers.")
-    if not is_in_stack or period == old_period:
+    path = parse_layer_path(name)
+    if path is None or period == old_period:
         return old.get(name)
-    place, _, parameter = path.partition(".")
     stacks = []
-    for number in range(old_period):
-        source = f"{stack}.layers.{number}.{parameter}"
+    for place in range(old_period):
+        source = replace(path, place=place).name
         if source not in old:
             return None
         stacks.append(old[source])
-    layers = range(int(place), old_period * stacks[0].shape[0], period)
+    layers = range(path.place, old_period * stacks[0].shape[0], period)
     return jnp.stack([stacks[layer % old_period][layer // old_period] for layer in layers])

@@ -4,7 +4,6 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 
 import jax
 import numpy as np
@@ -22,7 +21,7 @@ from t5x_lite.evaluate.evaluators.cloze import MASK_PLACE, Cloze
 from t5x_lite.evaluate.example_scores import Scores, score_choices
 from t5x_lite.evaluate.hidden_tokens import TokenHider, build_token_hider
 from t5x_lite.models.spec import ModelSpec
-from t5x_lite.parallel.batched_function import BatchedFunction, Features
+from t5x_lite.parallel.batched_function import Features
 
 
 @dataclass(frozen=True)
@@ -118,13 +117,12 @@ def evaluate_cloze(model: EvaluationModel, task: Cloze, texts: Sequence[ClozeTex
     task.check_model(model.config.model)
     hider = build_token_hider(model.config, model.tokenizer, tuple(model.soft_prompt_ids.tolist()))
     labels = list(task.verbalizer)
-    words = np.array([word_token(model.tokenizer, task.verbalizer[label]) for label in labels])
+    words = tuple([word_token(model.tokenizer, task.verbalizer[label]) for label in labels])
     texts = add_demonstrations(model, task, texts)
     rows = _encode(model, hider, texts)
-    function = partial(_word_probabilities, hider, model.spec, words)
-    batched = BatchedFunction(function, model.params, model.mesh, model.eval_batch_size)
+    results = model.map_rows(_word_probabilities, rows, "filling gaps", hider, words)
     answers = []
-    for text, probabilities in zip(texts, batched(rows, "filling gaps"), strict=True):
+    for text, probabilities in zip(texts, results, strict=True):
         named = dict(zip(labels, probabilities.tolist(), strict=True))
         answers.append(ClozeAnswer(text.text, labels[int(probabilities.argmax())], text.label, named))
     return answers
@@ -208,12 +206,8 @@ def _cut_around(tokens: Int[np.ndarray, "l"], place: int, room: int) -> tuple[In
 
 
 def _word_probabilities(
-    hider: TokenHider,
-    spec: ModelSpec,
-    words: Int[np.ndarray, "labels"],
-    params: PyTree[Array],
-    batch: dict[str, Array],
+    spec: ModelSpec, hider: TokenHider, words: tuple[int, ...], params: PyTree[Array], batch: dict[str, Array]
 ) -> Float[Array, "b labels"]:
     """Return the probability of each label's word in the gap, among these words."""
-    logits = hider.logits(spec.model(params), batch)[:, 0, words]
+    logits = hider.logits(spec.model(params), batch)[:, 0, np.array(words)]
     return jax.nn.softmax(logits, axis=-1)

@@ -25,7 +25,7 @@ from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.models.stack import Stack
 from t5x_lite.objectives.framing import LAST_TYPE, encoder_frame
-from t5x_lite.parallel.batched_function import BatchedFunction, Features
+from t5x_lite.parallel.batched_function import Features
 
 Pool: TypeAlias = Callable[[Float[Array, "b l d"], Bool[Array, "b l"]], Float[Array, "b d"]]
 Embeddings: TypeAlias = Float[np.ndarray, "texts d"] | list[Float[np.ndarray, "_ d"]]
@@ -134,8 +134,7 @@ def _embed_rows(
             pool = HEAD
             length = min(length, head.length or length)
     rows = encode_texts(model, texts, length)
-    function = partial(_compute_states, model.spec, layers, pool)
-    return rows, BatchedFunction(function, model.params, model.mesh, model.eval_batch_size)(rows, "embedding")
+    return rows, model.map_rows(_compute_states, rows, "embedding", layers, pool)
 
 
 def embed_file(

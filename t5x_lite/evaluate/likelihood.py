@@ -1,25 +1,23 @@
 """Log-likelihood of tokens that follow others: the base of few-shot tasks, perplexity and `score`."""
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from t5x_lite.decode.generate import truncate_prompt
 from t5x_lite.errors import UserError
 from t5x_lite.integers import ceil_div
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.gather_positions import gather_positions
-from t5x_lite.models.losses import chunks_for
+from t5x_lite.models.losses import LossSettings, map_over_chunks
 from t5x_lite.models.sharding import num_shards
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.objectives.features import Pair
-from t5x_lite.parallel.batched_function import BatchedFunction, Features
+from t5x_lite.parallel.batched_function import Features
 
 
 class TargetScore(NamedTuple):
@@ -38,11 +36,9 @@ class TargetScorer(Protocol):
     """Scores targets given inputs.
 
     Attributes:
-        params: weights of the model.
         truncated_inputs: the number of inputs so far that were too long and lost their first tokens.
     """
 
-    params: PyTree[Array]
     truncated_inputs: int
 
     def tokens_read(self, pair: Pair) -> int:
@@ -60,10 +56,7 @@ class Likelihood:
 
     Args:
         config: the model's config.
-        spec: the model without its weights.
-        params: weights.
-        mesh: the mesh of the weights.
-        batch_size: pairs of a batch.
+        map_rows: applies a function to rows with the model's weights; see `LoadedModel.map_rows`.
         soft_prompt: ids of soft tokens before the inputs of a decoder; those of an encoder_decoder have them already.
 
     Attributes:
@@ -73,27 +66,15 @@ class Likelihood:
     def __init__(
         self,
         config: ModelConfig,
-        spec: ModelSpec,
-        params: PyTree[Array],
-        mesh: Mesh,
-        batch_size: int,
+        map_rows: Callable[..., list[PyTree[np.ndarray]]],
         soft_prompt: Int[np.ndarray, "_"],
     ) -> None:
         self.family = config.family
         self.soft_prompt = soft_prompt
         self.start_token = config.start_token
+        self.vocab = config.vocab or 1
         self.truncated_inputs = 0
-        function = partial(_score_targets, spec, config.vocab or 1)
-        self._batched_function = BatchedFunction(function, params, mesh, batch_size)
-
-    @property
-    def params(self) -> PyTree[Array]:
-        """The weights."""
-        return self._batched_function.params
-
-    @params.setter
-    def params(self, params: PyTree[Array]) -> None:
-        self._batched_function.params = params
+        self._map_rows = map_rows
 
     def tokens_read(self, pair: Pair) -> int:
         """Return the tokens that the model reads to score a pair, on the longer side of an encoder_decoder."""
@@ -114,7 +95,7 @@ class Likelihood:
             UserError: more targets than the window, or no room beside soft tokens.
         """
         features = [self._build_features(inputs, np.asarray(targets, np.int32), window) for inputs, targets in pairs]
-        rows = self._batched_function(features, "scoring")
+        rows = self._map_rows(_score_targets, features, "scoring", self.vocab)
         scores = []
         for (log_probs, is_likeliest), (_, targets) in zip(rows, pairs, strict=True):
             # What follows the targets is padding.
@@ -166,25 +147,15 @@ def _score_targets(
     else:
         states = module(batch["tokens"], segment_ids=batch["segment_ids"], prefix=batch["prefix"])
         states = gather_positions(states, batch["predicting_positions"])
-    rows, length = targets.shape
 
-    def score_chunk(chunk: tuple[Float[Array, "b l d"], Int[Array, "b l"]]) -> tuple[Array, Array]:
-        states, targets = chunk
+    def score_chunk(
+        states: Float[Array, "b l d"], targets: Int[Array, "b l"]
+    ) -> tuple[Float[Array, "b l"], Bool[Array, "b l"]]:
         logits = module.logits(states)
         target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         log_probs = target_logits - jax.nn.logsumexp(logits, axis=-1)
         return log_probs, logits.argmax(-1) == targets
 
     # All logits together can be larger than the model.
-    rows_per_shard = ceil_div(rows, num_shards("batch"))
-    bytes_of_logits = 4 * rows_per_shard * length * vocab
-    chunks = chunks_for(length, bytes_of_logits)
-
-    def split(array: Shaped[Array, "b t *rest"]) -> Shaped[Array, "chunks b l *rest"]:
-        return jnp.moveaxis(array.reshape(rows, chunks, length // chunks, *array.shape[2:]), 1, 0)
-
-    def join(array: Shaped[Array, "chunks b l"]) -> Shaped[Array, "b t"]:
-        return jnp.moveaxis(array, 0, 1).reshape(rows, length)
-
-    log_probs, is_likeliest = jax.lax.map(score_chunk, (split(states), split(targets)))
-    return join(log_probs), join(is_likeliest)
+    settings = LossSettings(vocab, rows=ceil_div(len(targets), num_shards("batch")))
+    return map_over_chunks(score_chunk, (states, targets), settings)

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -21,7 +20,6 @@ from t5x_lite.evaluate.linear_probe import fit_probe
 from t5x_lite.files import write_file
 from t5x_lite.models.outputs import is_text
 from t5x_lite.models.spec import ModelSpec
-from t5x_lite.parallel.batched_function import BatchedFunction
 
 COLUMN_REMEDY = "set --text and --label, or --columns for files without a header"
 GEOMETRY_TEXTS = 200
@@ -157,9 +155,8 @@ def read_labelled(path: Path, settings: ProbeSettings) -> LabelledTexts:
 
 def pooled_layer_states(model: EvaluationModel, texts: Sequence[str], pool: str) -> Float[np.ndarray, "texts layers d"]:
     """Return the pooled states of texts of the input of the first layer and after each layer."""
-    function = partial(_compute_pooled, model.spec, pool)
     rows = encode_texts(model, texts, model.window)
-    return np.stack(BatchedFunction(function, model.params, model.mesh, model.eval_batch_size)(rows, "embedding"))
+    return np.stack(model.map_rows(_compute_pooled, rows, "embedding", pool))
 
 
 def token_layer_states(
@@ -169,9 +166,8 @@ def token_layer_states(
 
     Special tokens are left out.
     """
-    function = partial(_compute_tokens, model.spec)
     rows = encode_texts(model, texts, model.window)
-    outputs = BatchedFunction(function, model.params, model.mesh, model.eval_batch_size)(rows, "embedding")
+    outputs = model.map_rows(_compute_tokens, rows, "embedding")
     is_special = model.tokenizer.vocabulary().special
     states = []
     words = []

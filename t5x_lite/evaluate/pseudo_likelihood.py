@@ -1,13 +1,11 @@
 """Pseudo-log-likelihood: the log-probability of each token of a text given all others (Salazar et al. 2020, eq. 1)."""
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from t5x_lite.errors import UserError
@@ -16,7 +14,7 @@ from t5x_lite.evaluate.likelihood import TargetScore
 from t5x_lite.evaluate.words import WordStarts
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.objectives.features import Pair
-from t5x_lite.parallel.batched_function import BatchedFunction, Features
+from t5x_lite.parallel.batched_function import Features
 
 
 class PseudoLikelihood:
@@ -27,10 +25,7 @@ class PseudoLikelihood:
 
     Args:
         hider: hides tokens from the model.
-        spec: the model without its weights.
-        params: weights.
-        mesh: the mesh of the weights.
-        batch_size: hidden tokens of a batch.
+        map_rows: applies a function to rows with the model's weights; see `LoadedModel.map_rows`.
         word_starts: tells where words start; None hides single tokens.
 
     Attributes:
@@ -40,26 +35,14 @@ class PseudoLikelihood:
     def __init__(
         self,
         hider: TokenHider,
-        spec: ModelSpec,
-        params: PyTree[Array],
-        mesh: Mesh,
-        batch_size: int,
+        map_rows: Callable[..., list[PyTree[np.ndarray]]],
         *,
         word_starts: WordStarts | None = None,
     ) -> None:
         self.hider = hider
         self.word_starts = word_starts
         self.truncated_inputs = 0
-        self._batched_function = BatchedFunction(partial(_score_hidden_tokens, hider, spec), params, mesh, batch_size)
-
-    @property
-    def params(self) -> PyTree[Array]:
-        """The weights."""
-        return self._batched_function.params
-
-    @params.setter
-    def params(self, params: PyTree[Array]) -> None:
-        self._batched_function.params = params
+        self._map_rows = map_rows
 
     def tokens_read(self, pair: Pair) -> int:
         """Return the tokens that the model reads to score a pair."""
@@ -115,7 +98,7 @@ class PseudoLikelihood:
         return borders[np.searchsorted(borders, following)]
 
     def _score(self, rows: "_HiddenTokens") -> tuple[Float[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
-        results = self._batched_function(rows, "scoring")
+        results = self._map_rows(_score_hidden_tokens, rows, "scoring", self.hider)
         log_probs = np.array([log_prob for log_prob, _ in results], np.float64)
         is_likeliest = np.array([is_likeliest for _, is_likeliest in results], bool)
         return log_probs, is_likeliest
@@ -155,7 +138,7 @@ class _HiddenTokens(Sequence[Features]):
 
 
 def _score_hidden_tokens(
-    hider: TokenHider, spec: ModelSpec, params: PyTree[Array], batch: dict[str, Array]
+    spec: ModelSpec, hider: TokenHider, params: PyTree[Array], batch: dict[str, Array]
 ) -> tuple[Float[Array, " b"], Bool[Array, " b"]]:
     """Return the log-probability of each row's hidden token, and whether it is the likeliest token."""
     logits = hider.logits(spec.model(params), batch)[:, 0]

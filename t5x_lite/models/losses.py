@@ -23,6 +23,8 @@ GPU_LOGITS_BYTES = 8 * 2**30
 183 ms a step on 128 chunks."""
 Arrays = TypeVar("Arrays", bound=tuple[Array, ...])
 """Several arrays."""
+Values = TypeVar("Values")
+"""An array of one value for each token, or a tree of such arrays."""
 
 
 @jax.tree_util.register_dataclass
@@ -145,25 +147,16 @@ def sequence_log_probabilities(
 ) -> Float[Array, "b"]:
     """Return the weighted sum of log softmax(logits(states))[target] of each row.
 
-    Large logits are computed in chunks, as by `token_cross_entropy`.
+    Large logits are computed in chunks; see `map_over_chunks`.
     """
     states = constrain(states, "batch", "length", None)
-    chunks = _number_of_chunks(states.shape[1], settings)
 
-    def chunk_sums(states: Array, targets: Array, weights: Array) -> Float[Array, "b"]:
+    def compute_chunk(states: Array, targets: Array) -> Float[Array, "b l"]:
         scores = logits(states)
         is_target = jnp.arange(scores.shape[-1]) == targets[..., None]
-        target_scores = jnp.where(is_target, scores, 0).sum(-1)
-        return jnp.sum(weights * (target_scores - jax.nn.logsumexp(scores, axis=-1)), axis=-1)
+        return jnp.where(is_target, scores, 0).sum(-1) - jax.nn.logsumexp(scores, axis=-1)
 
-    def add_chunk(sums: Array, chunk: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        return sums + jax.checkpoint(chunk_sums)(*chunk), None
-
-    if chunks == 1:
-        return chunk_sums(states, targets, weights)
-    no_sums = jnp.zeros(states.shape[0], jnp.float32)
-    sums, _ = jax.lax.scan(add_chunk, no_sums, _split_length((states, targets, weights), chunks))
-    return sums
+    return jnp.sum(weights * map_over_chunks(compute_chunk, (states, targets), settings), axis=-1)
 
 
 def token_log_probabilities(
@@ -175,10 +168,9 @@ def token_log_probabilities(
 ) -> tuple[Float[Array, "b l"], Float[Array, "b l"]]:
     """Return log softmax(logits(states) / temperature)[target], and the entropy of the softmax, in nats.
 
-    Large logits are computed in chunks, as by `token_cross_entropy`.
+    Large logits are computed in chunks; see `map_over_chunks`.
     """
     states = constrain(states, "batch", "length", None)
-    chunks = _number_of_chunks(states.shape[1], settings)
 
     def compute_chunk(states: Array, targets: Array) -> tuple[Float[Array, "b l"], Float[Array, "b l"]]:
         log_probabilities = jax.nn.log_softmax(logits(states) / temperature, axis=-1)
@@ -186,10 +178,25 @@ def token_log_probabilities(
         entropies = -jnp.sum(jnp.exp(log_probabilities) * log_probabilities, axis=-1)
         return jnp.where(is_target, log_probabilities, 0).sum(-1), entropies
 
+    return map_over_chunks(compute_chunk, (states, targets), settings)
+
+
+def map_over_chunks(
+    function: Callable[..., Values], arrays: tuple[Shaped[Array, "b l *_"], ...], settings: LossSettings
+) -> Values:
+    """Return a value or several for each token, in chunks of the length if the logits are large.
+
+    The gradient computes the logits of each chunk again.
+
+    Args:
+        function: returns `[batch, length]` arrays for some tokens of every array.
+        arrays: such as states and targets.
+        settings: decide the number of chunks.
+    """
+    chunks = _number_of_chunks(arrays[0].shape[1], settings)
     if chunks == 1:
-        return compute_chunk(states, targets)
-    split_states, split_targets = _split_length((states, targets), chunks)
-    parts = jax.lax.map(lambda chunk: jax.checkpoint(compute_chunk)(*chunk), (split_states, split_targets))
+        return function(*arrays)
+    parts = jax.lax.map(lambda chunk: jax.checkpoint(function)(*chunk), _split_length(arrays, chunks))
     return jax.tree.map(_join_length, parts)
 
 

@@ -27,7 +27,6 @@ class BatchedFunction:
 
     Args:
         function: from weights and features `[batch, length]` to arrays whose first axis is the batch.
-        params: weights.
         mesh: the mesh of the weights.
         batch_size: rows of a batch; rounded up to a power of two and to a multiple of the shards of the mesh. Fewer
             examples take a smaller batch.
@@ -36,16 +35,14 @@ class BatchedFunction:
     def __init__(
         self,
         function: Callable[[PyTree[Array], dict[str, Array]], PyTree[Array]],
-        params: PyTree[Array],
         mesh: Mesh,
         batch_size: int,
     ) -> None:
-        self.params = params
         self.mesh = mesh
         self.batch_size = batch_size
         self._compiled = jax.jit(function, out_shardings=meshes.replicated(mesh))
 
-    def __call__(self, examples: Sequence[Features], verb: str) -> list[PyTree[np.ndarray]]:
+    def __call__(self, params: PyTree[Array], examples: Sequence[Features], verb: str) -> list[PyTree[np.ndarray]]:
         """Return the function's result for each example. `verb` labels the progress bar."""
 
         def longest_first(index: int) -> list[int]:
@@ -59,7 +56,7 @@ class BatchedFunction:
                 indices = order[start : start + size]
                 local_batch = self._pad([examples[index] for index in indices], size)
                 batch = meshes.to_global(self.mesh, local_batch, size)
-                outputs = jax.device_get(self._compiled(self.params, batch))
+                outputs = jax.device_get(self._compiled(params, batch))
                 for row, index in enumerate(indices):
                     results[index] = jax.tree.map(lambda array, row=row: array[row], outputs)
                 advance("", start + len(indices), len(order))

@@ -8,6 +8,7 @@ from t5x_lite.models.attention.context import BlockLimits
 from t5x_lite.models.attention.kernels import unfused_kinds
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layer_config import LayerConfig
+from t5x_lite.models.layer_path import depth_of_stack
 from t5x_lite.models.layers import WeightAxes
 from t5x_lite.models.mixers import SelfAttention
 from t5x_lite.models.remat_policy import (
@@ -22,7 +23,7 @@ from t5x_lite.models.remat_policy import (
 )
 from t5x_lite.objectives.objective import ExampleLengths
 from t5x_lite.planner.workload import Workload
-from t5x_lite.train.tokens_of_weight import depth_of_stack, tokens_of_weight
+from t5x_lite.train.tokens_of_weight import tokens_of_weight
 from t5x_lite.trees import flatten_names
 
 PRODUCTS = (PROJECTION, INNER_PRODUCT, OUTPUT_PRODUCT)

@@ -1,15 +1,13 @@
 """FLOPs that the backward pass computes again, by `model.remat`."""
 
-import re
-
 from t5x_lite.models.feedforward.config import NoFeedForward
+from t5x_lite.models.layer_path import parse_layer_path
 from t5x_lite.models.layers import WeightAxes
 from t5x_lite.models.remat_policy import EXCHANGED_ROWS, INNER_PRODUCT, OUTPUT_PRODUCT, SAVED_NAMES, product_name
 from t5x_lite.planner.workload import Workload
 from t5x_lite.train.flops import attention_flops_per_text, products_per_text
 from t5x_lite.trees import flatten_names
 
-_LAYER = re.compile(r"\.stack\.(first\.)?layers\.(\d+)\.")
 NORMS_OF_OUTPUTS = {"post", "sublayer", "sandwich"}
 """Values of `model.norm_place` with a norm of each sublayer's output, whose gradient needs that output."""
 
@@ -44,9 +42,9 @@ def _is_repeated(name: str, axes: WeightAxes, workload: Workload) -> bool:
     """Return whether the backward pass repeats the products with a weight."""
     model = workload.config.model
     remat = model.remat
-    place = _LAYER.search(name)
+    path = parse_layer_path(name)
     is_of_tokens = axes.inputs > 0 and ".positions." not in name
-    if not is_of_tokens or place is None or remat in {"none", "dots"}:
+    if not is_of_tokens or path is None or remat in {"none", "dots"}:
         return False
     if remat == "dots_no_batch":
         return "experts" in axes.names  # a batch of products, one for each expert
@@ -55,11 +53,10 @@ def _is_repeated(name: str, axes: WeightAxes, workload: Workload) -> bool:
         return product not in SAVED_NAMES.get(remat, ())
     if "experts" in axes.names:
         return EXCHANGED_ROWS not in SAVED_NAMES.get(remat, ()) or workload.exchanged_copies == 0
-    layers = model.period if place[1] is None else model.first
-    if model.norm_place in NORMS_OF_OUTPUTS or int(place[2]) < len(layers) - 1:
+    layers = path.period(model)
+    if model.norm_place in NORMS_OF_OUTPUTS or path.place < len(layers) - 1:
         return True
-    is_followed = model.sublayers == "sequential" and not isinstance(
-        model.feedforward_of(layers[int(place[2])]), NoFeedForward
-    )
+    feedforward = model.feedforward_of(layers[path.place])
+    is_followed = model.sublayers == "sequential" and not isinstance(feedforward, NoFeedForward)
     is_of_feedforward = product_name(axes.names[axes.stacked : axes.stacked + axes.inputs]) == INNER_PRODUCT
     return is_followed and not is_of_feedforward

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TypeAlias
 
 import jax.numpy as jnp
@@ -16,7 +16,6 @@ from t5x_lite.models.outputs import is_text, pool_mean
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.objectives.objective import ExampleContext, Features
 from t5x_lite.objectives.passages import Passage, frame_passage, frame_query, without_padding
-from t5x_lite.parallel.batched_function import BatchedFunction
 from t5x_lite.run_weights import fingerprint
 from t5x_lite.trees import flatten_names
 
@@ -48,8 +47,6 @@ class VectorEncoder:
             family=config.family,
             placeholders=model.config.method.placeholders,
         )
-        self._encode_queries = self._compile(_query_vectors)
-        self._encode_passages = self._compile(_passage_vectors)
 
     @property
     def name(self) -> str:
@@ -71,20 +68,16 @@ class VectorEncoder:
     def queries(self, texts: Sequence[str]) -> Vectors:
         """Return the vector of each query."""
         rows = [frame_query(text, self.model.tokenizer.encode, self.context) for text in texts]
-        return self._apply(self._encode_queries, rows)
+        return self._apply(_query_vectors, rows)
 
     def passages(self, passages: Sequence[Passage]) -> Vectors:
         """Return the vector of each passage."""
         rows = [frame_passage(passage, self.model.tokenizer.encode, self.context) for passage in passages]
-        return self._apply(self._encode_passages, rows)
+        return self._apply(_passage_vectors, rows)
 
-    def _apply(self, function: BatchedFunction, rows: Sequence[Features]) -> Vectors:
-        vectors = function([without_padding(row) for row in rows], "embedding")
+    def _apply(self, function: Callable[..., Array], rows: Sequence[Features]) -> Vectors:
+        vectors = self.model.map_rows(function, [without_padding(row) for row in rows], "embedding")
         return np.stack(vectors) if vectors else np.zeros((0, self.width), np.float32)
-
-    def _compile(self, function: "Callable[[ModelSpec, PyTree[Array], dict[str, Array]], Array]") -> BatchedFunction:
-        model = self.model
-        return BatchedFunction(partial(function, model.spec), model.params, model.mesh, model.eval_batch_size)
 
 
 def _longest_text(model: LoadedModel) -> int:

@@ -55,7 +55,7 @@ def start(sweep: Sweep, *, yes: bool, environment: Mapping[str, str], estimate: 
         write_plan(sweep, runs)
         log = StatusLog(sweep.folder / "sweep.jsonl")
         console = Console(stderr=True)
-        states = {run.name: current_state(sweep, run, log) for run in runs}
+        states = {run.name: current_state(run, log) for run in runs}
         missing = [run for run in runs if states[run.name] not in FINAL_STATES]
         seconds = estimate(sweep, missing, environment, console) if missing else {}
         show_plan(sweep, runs, states, seconds)
@@ -103,7 +103,7 @@ def _local_command(run: PlannedRun) -> list[str]:
     return [sys.executable, "-m", "t5x_lite", "train", run.config, *run.words]
 
 
-def current_state(sweep: Sweep, run: PlannedRun, log: StatusLog) -> str:
+def current_state(run: PlannedRun, log: StatusLog) -> str:
     """Return the state of a run: what its run directory says, `done` or `diverged`, or else that of the status log.
 
     Two states of the log are replaced by `new`: `done` where the run directory is not complete, and `diverged` where it

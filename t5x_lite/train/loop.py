@@ -186,13 +186,14 @@ class Trainer:
             is_saved = is_stopping or step == settings.steps or store.checkpoints.due(step)
             is_saved_locally = not is_saved and store.local_save_due(step)
             hooks = [hook for hook in self.hooks if hook.is_due(step, settings.steps)]
-            if hooks or is_saved or is_saved_locally or step % settings.health_every_steps == 0:
+            is_reported = bool(hooks) or is_saved or is_saved_locally
+            if is_reported or step % settings.health_every_steps == 0:
                 monitor.read()
                 if self.mesh.size > 1:
                     self.replicas.check(step, state.params)
             hook_metrics = self.hook_runner.run(hooks, step, state)
             # All processes report at the same steps, since a spike of the loss makes all of them go back.
-            if hooks or is_saved or is_saved_locally:
+            if is_reported:
                 monitor.report(hook_metrics)
             if is_saved:
                 with self.goodput.measure("checkpoint"):
@@ -203,7 +204,7 @@ class Trainer:
             if is_stopping and step < settings.steps:
                 break
             host_seconds = data_seconds
-            if not (hooks or is_saved or is_saved_locally):
+            if not is_reported:
                 host_seconds += time.perf_counter() - step_ended
             self.stragglers.add(host_seconds)
         with self.goodput.measure("checkpoint"):

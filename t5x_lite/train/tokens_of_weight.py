@@ -2,6 +2,7 @@
 
 from t5x_lite.models.character_config import CharacterCNN
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.layer_path import depth_of_stack, parse_layer_path
 from t5x_lite.objectives.objective import ExampleLengths
 
 
@@ -34,18 +35,9 @@ def tokens_of_weight(model: ModelConfig, name: str, lengths: ExampleLengths) -> 
 
 def uses_of_weight(model: ModelConfig, name: str) -> int:
     """Return how many layers use a weight: more than one if layers share their weights."""
-    if not model.shared_layers or ".stack.layers." not in name:
+    if not model.shared_layers or parse_layer_path(name) is None:
         return 1
     return model.count_repeats(depth_of_stack(model, name)) // model.shared_groups
-
-
-def depth_of_stack(model: ModelConfig, name: str) -> int:
-    """Return the number of layers in the stack of a weight."""
-    if model.generator is not None and name.startswith("generator."):
-        return model.generator.layers
-    if model.family == "encoder_decoder" and name.startswith("decoder."):
-        return model.decoder_layers
-    return model.layers
 
 
 def _places_of_filters(characters: CharacterCNN, name: str) -> int:

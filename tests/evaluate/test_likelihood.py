@@ -1,5 +1,9 @@
 """What the likelihood of targets reads of inputs that are too long."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -9,6 +13,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.evaluate.likelihood import Likelihood
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.spec import init_params, model_spec
+from t5x_lite.parallel.batched_function import BatchedFunction, Features
 from t5x_lite.parallel.config import MeshConfig
 from t5x_lite.parallel.mesh import make_mesh
 
@@ -18,14 +23,18 @@ WINDOW = 8
 CONFIG = ModelConfig.model_validate({"layers": 1, "embed": 16, "heads": 2, "vocab": 30, "positions": "rotary"})
 SURGERY = Prompt(length=2).surgery
 SPEC = model_spec(CONFIG, SURGERY)
+PARAMS = init_params(CONFIG, jax.random.key(0), SURGERY)
 
 
 @pytest.fixture(scope="module")
 def likelihood() -> Likelihood:
     """The likelihood of a decoder with two soft tokens."""
-    params = init_params(CONFIG, jax.random.key(0), SURGERY)
     mesh = make_mesh(MeshConfig())
-    return Likelihood(CONFIG, SPEC, params, mesh, batch_size=1, soft_prompt=np.array([-1, -2]))
+
+    def map_rows(function: Callable[..., Any], rows: list[Features], verb: str, *settings: object) -> list[Any]:
+        return BatchedFunction(partial(function, SPEC, *settings), mesh, batch_size=1)(PARAMS, rows, verb)
+
+    return Likelihood(CONFIG, map_rows, soft_prompt=np.array([-1, -2]))
 
 
 def test_long_inputs_keep_their_soft_tokens(likelihood: Likelihood) -> None:
@@ -43,7 +52,7 @@ def test_soft_tokens_come_before_the_inputs_of_a_decoder(likelihood: Likelihood)
     (score,) = likelihood([(inputs, targets)], WINDOW)
     assert likelihood.tokens_read((inputs, targets)) == 6
     row = np.concatenate([[-1, -2], inputs, targets])
-    module = SPEC.model(likelihood.params)
+    module = SPEC.model(PARAMS)
     log_probabilities = jax.nn.log_softmax(module.logits(module(row[None])))[0]
     expected = sum(float(log_probabilities[place - 1, row[place]]) for place in (4, 5, 6))
     assert score.log_likelihood == pytest.approx(expected, rel=1e-5)

@@ -15,7 +15,6 @@ from t5x_lite.models.attention.kernels import attend
 from t5x_lite.models.attention.kinds import Dense
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.experts.routers import DeepSeek, TopK
-from t5x_lite.models.layer_numbers import layer_numbers
 from t5x_lite.models.mesh_sizes import check_mesh_sizes
 from t5x_lite.models.spec import model_spec
 from t5x_lite.trees import flatten_names, unflatten_names
@@ -101,15 +100,6 @@ def test_first_layers_compute_what_a_pattern_of_all_layers_does() -> None:
     tokens = np.random.default_rng(0).integers(1, VOCAB, (2, 9))
     expected = spec.model(unflatten_names(listed))(jnp.asarray(tokens))
     np.testing.assert_allclose(first(jnp.asarray(tokens)), expected, atol=1e-6)
-
-
-def test_layers_are_numbered_from_the_first_ones_on() -> None:
-    config = build_config(FIRST)
-    name = "attention.out.weight"
-    assert layer_numbers(f"decoder.stack.first.layers.0.{name}", config).tolist() == [0]
-    assert layer_numbers(f"decoder.stack.layers.0.{name}", config).tolist() == [1, 3]
-    assert layer_numbers(f"decoder.stack.layers.1.{name}", config).tolist() == [2, 4]
-    assert layer_numbers("decoder.stack.final_norm.scale", config) is None
 
 
 def test_a_fused_kernel_gets_values_as_wide_as_keys() -> None:

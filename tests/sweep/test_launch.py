@@ -25,9 +25,9 @@ def test_the_log_counts_only_where_the_run_directory_agrees(sweep: Sweep) -> Non
     log = StatusLog(sweep.folder / "sweep.jsonl")
     for run, state in zip(runs, ("done", "diverged", "failed"), strict=True):
         log.set(run.name, state)
-    assert [launch.current_state(sweep, run, log) for run in runs] == ["new", "new", "failed"]
+    assert [launch.current_state(run, log) for run in runs] == ["new", "new", "failed"]
     Path(runs[1].run_dir).mkdir(parents=True)
-    assert launch.current_state(sweep, runs[1], log) == "diverged"
+    assert launch.current_state(runs[1], log) == "diverged"
 
 
 def test_two_processes_do_not_run_one_sweep_at_once(sweep: Sweep) -> None:

@@ -41,8 +41,6 @@ class AttentionMap(Evaluator):
 
     def run(self, model: "EvaluationModel") -> Evaluation:
         """Compute and save the weights."""
-        from functools import partial
-
         import jax
         import numpy as np
 
@@ -50,13 +48,11 @@ class AttentionMap(Evaluator):
         from t5x_lite.evaluate.embed import encode_texts
         from t5x_lite.evaluate.layer_states import compute_attention_weights
         from t5x_lite.files import write_file
-        from t5x_lite.parallel.batched_function import BatchedFunction
 
         if model.soft_prompt_ids.size:
             raise UserError("attention_map shows the tokens of a text, but this run has a soft prompt before them")
         (row,) = encode_texts(model, [self.prompt], self.tokens)
-        compute = BatchedFunction(partial(compute_attention_weights, model.spec), model.params, model.mesh, 1)
-        (weights,) = compute([row], "attention")
+        (weights,) = model.map_rows(compute_attention_weights, [row], "attention")
         length = len(row["tokens"])
         parts = np.rint(LEVELS * np.asarray(weights)[..., :length, :length]).astype(np.uint8)
         if jax.process_index() == 0:

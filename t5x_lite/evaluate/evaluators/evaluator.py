@@ -60,7 +60,7 @@ class Evaluator(Config):
 
     An evaluator is one file: a class of this kind and an entry in `EVALUATORS`. It imports JAX inside `run`, so that a
     config is checked before JAX starts. Whatever it compiles for a model belongs to the model, which keeps it from one
-    evaluation to the next.
+    evaluation to the next, as `map_rows` does.
     """
 
     every_steps: Int | None = setting(
