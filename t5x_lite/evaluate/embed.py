@@ -188,21 +188,13 @@ def _write(to: Path, write: Callable[[], None]) -> None:
         raise UserError(f"{to}: cannot be written: {error.strerror}") from None
 
 
-def count_layers(model: EvaluationModel) -> int:
-    """Return the number of layers whose states are embeddings; of ELECTRA, those of the discriminator."""
-    config = model.config.model
-    if config.family == "electra":
-        return config.discriminator_model.layers
-    return config.layers
-
-
 def _layer_number(model: EvaluationModel, layer: int) -> int:
     """Return the number of a layer, counted from 1.
 
     Raises:
         UserError: the model has no such layer.
     """
-    last = count_layers(model)
+    last = model.config.model.layers
     number = layer
     if layer < 0:
         number = last + 1 + layer
@@ -219,7 +211,7 @@ def _layers_to_run(model: EvaluationModel, layer: int | None) -> int | None:
     """
     if layer is None:
         return None
-    last = count_layers(model)
+    last = model.config.model.layers
     number = _layer_number(model, layer)
     period = len(model.config.model.period)
     first = len(model.config.model.first)

@@ -188,7 +188,7 @@ def build_token_hider(config: RunConfig, tokenizer: Tokenizer, soft_prompt: tupl
         start = (*soft_prompt, *prefix)
         eos = vocabulary.require_eos(USER)
         return InfilledTokens(start, eos, vocabulary.sentinels[0], config.model.start_token)
-    if config.model.family == "encoder" and "tokens" not in config.model.outputs:
+    if not config.model.predicts_tokens:
         raise UserError(f"{USER}: this model predicts no tokens (model.outputs: {list(config.model.outputs)})")
     frame = encoder_frame(vocabulary, USER)
     if config.model.query_stream:

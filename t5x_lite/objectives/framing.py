@@ -88,7 +88,7 @@ def task_frame(context: ExampleContext) -> Frame:
 
 def text_start(context: ExampleContext) -> tuple[int, ...]:
     """Return the ids before every text that a decoder or an encoder_decoder reads; an encoder has `encoder_frame`."""
-    return () if context.family in {"encoder", "electra"} else context.vocabulary.beginning
+    return () if context.is_encoder_only else context.vocabulary.beginning
 
 
 def text_end(context: ExampleContext) -> tuple[int, ...]:
