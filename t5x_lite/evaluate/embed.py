@@ -24,7 +24,7 @@ from t5x_lite.models import outputs
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.models.stack import Stack
-from t5x_lite.objectives.framing import LAST_TYPE, encoder_frame
+from t5x_lite.objectives.framing import LAST_TYPE, task_frame, text_end
 from t5x_lite.parallel.batched_function import BatchedFunction, Features
 
 Pool: TypeAlias = Callable[[Float[Array, "b l d"], Bool[Array, "b l"]], Float[Array, "b d"]]
@@ -243,11 +243,9 @@ def encode_texts(model: EvaluationModel, texts: Sequence[str], length: int) -> l
 
 def _end_size(model: EvaluationModel) -> int:
     """Return how many tokens end a text: EOS or none, [SEP], or XLNet's [SEP] and [CLS]."""
-    if model.config.model.family == "decoder":
-        return int(model.config.model.gives_vectors)
-    if model.config.model.family == "encoder_decoder":
-        return len(model.tokenizer.ending())
-    return 1 + len(encoder_frame(model.tokenizer.vocabulary(), "a text for an encoder").last)
+    if model.config.model.frames_texts:
+        return 1 + len(task_frame(model.example_context, "a text").last)
+    return len(text_end(model.example_context))
 
 
 def _compute_states(

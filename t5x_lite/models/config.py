@@ -254,6 +254,11 @@ class ModelConfig(Config):
         return self.head is not None and not self.head.outputs and self.head.pool != "none"
 
     @property
+    def frames_texts(self) -> bool:
+        """True if texts are read between the special tokens of a task: in an encoder, and where they get vectors."""
+        return self.is_encoder_only or self.gives_vectors
+
+    @property
     def summed_width(self) -> int:
         """Return the width of positions and token types, which are added to the token embedding."""
         return self.embed if self.embedding_projection == "tokens" else self.embedding
