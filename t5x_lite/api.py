@@ -32,10 +32,11 @@ from t5x_lite.evaluate.words import WordStarts
 from t5x_lite.models.int8_weights import quantize_weights
 from t5x_lite.models.loss_terms import Batch, LossFunction, LossTerms
 from t5x_lite.models.spec import ModelSpec
-from t5x_lite.objectives.framing import encoder_frame
+from t5x_lite.objectives.framing import input_start, soft_tokens, task_frame, text_start
+from t5x_lite.objectives.objective import ExampleContext
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.batched_function import BatchedFunction, Features
-from t5x_lite.run_data import open_run_data
+from t5x_lite.run_data import example_context, open_run_data
 from t5x_lite.run_dir import Run, open_run, split_step
 from t5x_lite.run_loss import loss_function
 from t5x_lite.run_rewards import RewardSource, open_rewards
@@ -91,10 +92,15 @@ class Model:
             raise UserError("scoring needs a tokenizer with an end-of-document token")
         return self.tokenizer.eos
 
+    @cached_property
+    def example_context(self) -> ExampleContext:
+        """The settings that an example of the run depends on, the tokenizer's vocabulary among them."""
+        return example_context(self.config, self.tokenizer)
+
     @property
     def soft_prompt_ids(self) -> Int[np.ndarray, "_"]:
         """Ids of the soft prompt that an adaptation has learnt: -1, -2, and so on. They come before every text."""
-        return -1 - np.arange(self.config.method.placeholders, dtype=np.int32)
+        return soft_tokens(self.config.method.placeholders)
 
     @cached_property
     def bos_ids(self) -> Int[np.ndarray, "_"]:
@@ -102,9 +108,7 @@ class Model:
 
         A tokenizer that was trained here puts none: EOS separates the documents of a decoder.
         """
-        if self.config.model.family in {"decoder", "encoder_decoder"}:
-            return self.tokenizer.beginning()
-        return np.zeros(0, np.int32)
+        return np.array(text_start(self.example_context), np.int32)
 
     @property
     def prefix_token_id(self) -> int:
@@ -154,21 +158,20 @@ class Model:
     def encode_text(self, text: str) -> Int[np.ndarray, "_"]:
         """Return the int32 ids of a text as the model reads it, after the soft prompt.
 
-        In a decoder the text follows `bos_ids`, and a text without tokens is `prefix_token_id`. EOS ends the text if
+        In a decoder the text follows `bos_ids`; where both have no tokens, EOS stands for them. EOS ends the text if
         the model gives texts vectors, as it has learnt them. In an encoder_decoder the text is between `bos_ids` and
         the tokenizer's `ending`, in an encoder between [CLS] and [SEP].
         """
         if self.config.model.family == "encoder_decoder":
             return self.generator.encode_prompt(text)
-        if self.config.model.family == "decoder":
-            token_ids = np.concatenate([self.bos_ids, self.tokenizer.encode(text)])
-            if self.config.model.gives_vectors:
-                token_ids = np.append(token_ids, self.eos)
-            if not len(token_ids):
-                token_ids = np.array([self.prefix_token_id])
-            return np.concatenate([self.soft_prompt_ids, token_ids]).astype(np.int32)
-        frame = encoder_frame(self.tokenizer.vocabulary(), "a text for an encoder")
-        return np.concatenate([self.soft_prompt_ids, frame.tokens([self.tokenizer.encode(text)])])
+        token_ids = self.tokenizer.encode(text)
+        if self.config.model.frames_texts:
+            token_ids = task_frame(self.example_context, "a text").tokens([token_ids])
+        else:
+            token_ids = np.concatenate([self.bos_ids, token_ids])
+        if not len(token_ids):
+            token_ids = np.array([self.eos], np.int32)
+        return np.concatenate([self.soft_prompt_ids, token_ids])
 
     def logits(
         self, tokens: ArrayLike, decoder_tokens: ArrayLike | None = None, mask: ArrayLike | None = None
@@ -227,7 +230,7 @@ class Model:
     def _generator(self) -> Generator:
         prompt_prefix = self.soft_prompt_ids
         if self.run.stored_tokenizer is not None:
-            prompt_prefix = np.concatenate([prompt_prefix, self.bos_ids])
+            prompt_prefix = input_start(self.example_context)
         return Generator(self.config.model, self.spec, self.params, self.run.stored_tokenizer, prompt_prefix)
 
     def map_rows(
@@ -251,7 +254,7 @@ class Model:
         word_starts = None
         if self.config.eval.likelihood == "pseudo_word":
             word_starts = WordStarts(self.tokenizer)
-        hider = build_token_hider(self.config, self.tokenizer, tuple(self.soft_prompt_ids.tolist()))
+        hider = build_token_hider(self.config, self.example_context)
         return PseudoLikelihood(hider, self.map_rows, word_starts=word_starts)
 
     @cached_property

@@ -12,6 +12,7 @@ from typing_extensions import Protocol, runtime_checkable
 from t5x_lite.config import RunConfig
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.models.spec import ModelSpec
+from t5x_lite.objectives.objective import ExampleContext
 from t5x_lite.parallel.batched_function import Features
 
 
@@ -34,6 +35,10 @@ class LoadedModel(Protocol):
     @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the model was trained with."""
+
+    @property
+    def example_context(self) -> ExampleContext:
+        """The settings that an example of the run depends on, the tokenizer's vocabulary among them."""
 
     @property
     def window(self) -> int:

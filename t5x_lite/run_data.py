@@ -73,19 +73,23 @@ def open_run_data(config: RunConfig, tokenizer: Tokenizer) -> TrainingData:
     return open_data(pipeline_settings(config, tokenizer), tokenizer, config.tasks)
 
 
-def pipeline_settings(config: RunConfig, tokenizer: Tokenizer) -> PipelineSettings:
-    """Return the settings of a run that decide its examples and batches."""
-    context = ExampleContext(
+def example_context(config: RunConfig, tokenizer: Tokenizer) -> ExampleContext:
+    """Return the settings of a run that each of its examples depends on."""
+    return ExampleContext(
         seq_len=config.train.seq_len,
         vocabulary=tokenizer.vocabulary(),
         family=config.model.family,
         placeholders=config.method.placeholders,
         start_token=config.model.start_token,
     )
+
+
+def pipeline_settings(config: RunConfig, tokenizer: Tokenizer) -> PipelineSettings:
+    """Return the settings of a run that decide its examples and batches."""
     return PipelineSettings(
         data=config.data,
         objective=config.require_objective(),
-        context=context,
+        context=example_context(config, tokenizer),
         seed=config.train.seed,
         validation_batch_size=config.eval.batch_size or config.train.batch_size,
         max_validation_batches=config.eval.batches,

@@ -22,7 +22,7 @@ from t5x_lite.objectives.objective import Features
 from t5x_lite.objectives.reward import Reward
 from t5x_lite.objectives.supervised import pooled_states
 from t5x_lite.parallel import mesh as meshes
-from t5x_lite.run_data import pipeline_settings
+from t5x_lite.run_data import example_context
 from t5x_lite.run_dir import Run, open_run, split_step
 from t5x_lite.run_weights import load_weights
 from t5x_lite.tasks import find_task
@@ -133,8 +133,8 @@ class RunRewards:
     def __init__(self, run: Run, params: PyTree[Array], mesh: Mesh, seq_len: int) -> None:
         self._mesh = mesh
         self._params = params
-        settings = pipeline_settings(run.config, run.tokenizer)
-        self._context = replace(settings.context, seq_len=seq_len + encoder_frame_size(2))
+        context = example_context(run.config, run.tokenizer)
+        self._context = replace(context, seq_len=seq_len + encoder_frame_size(2))
         # A run whose records have a `text` before both answers has learnt pairs; any other reads one text.
         (task,) = run.config.tasks
         self._reads_pairs = "text" in find_task(task).columns

@@ -77,7 +77,7 @@ def print_generation(
         decoding: how they are continued.
         samples_spans: spans are sampled as continuations are, and are not the likeliest.
     """
-    if model.config.model.family in {"encoder", "electra"}:
+    if model.config.model.is_encoder_only:
         _print_masks(model, prompts)
         return
     is_filled = [_has_spans(prompt, model) for prompt in prompts]

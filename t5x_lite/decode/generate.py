@@ -102,7 +102,7 @@ class Generator:
         tokenizer: Tokenizer | None,
         prompt_prefix: Sequence[int] | TokenIds = (),
     ) -> None:
-        if config.family not in {"decoder", "encoder_decoder"}:
+        if config.is_encoder_only:
             raise UserError(f"a model of family {config.family} does not generate; it fills masks")
         self.config = config
         self.params: PyTree[Array | jax.ShapeDtypeStruct] = params

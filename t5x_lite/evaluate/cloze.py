@@ -115,7 +115,7 @@ def evaluate_cloze(model: EvaluationModel, task: Cloze, texts: Sequence[ClozeTex
         UserError: the model fills no gaps, the tokenizer has no token for one, or a word of a label is not one token.
     """
     task.check_model(model.config.model)
-    hider = build_token_hider(model.config, model.tokenizer, tuple(model.soft_prompt_ids.tolist()))
+    hider = build_token_hider(model.config, model.example_context)
     labels = list(task.verbalizer)
     words = tuple([word_token(model.tokenizer, task.verbalizer[label]) for label in labels])
     texts = add_demonstrations(model, task, texts)
@@ -177,7 +177,7 @@ def _encode(model: EvaluationModel, hider: TokenHider, texts: Sequence[ClozeText
             name = special
     # The names of special tokens stand for them, and may take the space before them, as in Transformers.
     backend = model.tokenizer.to_tokenizers()
-    room = model.window - hider.frame_size
+    room = model.window - hider.frame.size(1)
     rows = []
     truncated = 0
     for text in texts:

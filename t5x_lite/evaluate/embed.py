@@ -24,7 +24,7 @@ from t5x_lite.models import outputs
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.models.stack import Stack
-from t5x_lite.objectives.framing import LAST_TYPE, encoder_frame
+from t5x_lite.objectives.framing import LAST_TYPE, task_frame, text_end
 from t5x_lite.parallel.batched_function import Features
 
 Pool: TypeAlias = Callable[[Float[Array, "b l d"], Bool[Array, "b l"]], Float[Array, "b d"]]
@@ -187,21 +187,13 @@ def _write(to: Path, write: Callable[[], None]) -> None:
         raise UserError(f"{to}: cannot be written: {error.strerror}") from None
 
 
-def count_layers(model: EvaluationModel) -> int:
-    """Return the number of layers whose states are embeddings; of ELECTRA, those of the discriminator."""
-    config = model.config.model
-    if config.family == "electra":
-        return config.discriminator_model.layers
-    return config.layers
-
-
 def _layer_number(model: EvaluationModel, layer: int) -> int:
     """Return the number of a layer, counted from 1.
 
     Raises:
         UserError: the model has no such layer.
     """
-    last = count_layers(model)
+    last = model.config.model.layers
     number = layer
     if layer < 0:
         number = last + 1 + layer
@@ -218,7 +210,7 @@ def _layers_to_run(model: EvaluationModel, layer: int | None) -> int | None:
     """
     if layer is None:
         return None
-    last = count_layers(model)
+    last = model.config.model.layers
     number = _layer_number(model, layer)
     period = len(model.config.model.period)
     first = len(model.config.model.first)
@@ -250,11 +242,9 @@ def encode_texts(model: EvaluationModel, texts: Sequence[str], length: int) -> l
 
 def _end_size(model: EvaluationModel) -> int:
     """Return how many tokens end a text: EOS or none, [SEP], or XLNet's [SEP] and [CLS]."""
-    if model.config.model.family == "decoder":
-        return int(model.config.model.gives_vectors)
-    if model.config.model.family == "encoder_decoder":
-        return len(model.tokenizer.ending())
-    return 1 + len(encoder_frame(model.tokenizer.vocabulary(), "a text for an encoder").last)
+    if model.config.model.frames_texts:
+        return 1 + len(task_frame(model.example_context, "a text").last)
+    return len(text_end(model.example_context))
 
 
 def _compute_states(

@@ -4,19 +4,19 @@ An encoder with a query stream predicts tokens that it does not see.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from t5x_lite.config import RunConfig
-from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
 from t5x_lite.models.gather_positions import gather_positions
-from t5x_lite.objectives.framing import LAST_TYPE, encoder_frame
+from t5x_lite.objectives.framing import Frame, encoder_frame, soft_tokens
 from t5x_lite.objectives.masked import MASK
 from t5x_lite.objectives.model_protocols import ElectraModel, LanguageModel, PermutationModel
+from t5x_lite.objectives.objective import ExampleContext
 from t5x_lite.objectives.permutation import SEEN_BY_ALL
 from t5x_lite.parallel.batched_function import Features
 
@@ -29,17 +29,10 @@ class TokenHider(ABC):
     """Hides tokens of a text from a model, and reads the prediction of the first of them.
 
     Attributes:
-        start: ids before the text.
-        end: id after the text.
+        frame: the ids around the text.
     """
 
-    start: tuple[int, ...]
-    end: int
-
-    @property
-    def frame_size(self) -> int:
-        """Return the number of ids around a text."""
-        return len(self.start) + 1
+    frame: Frame
 
     @property
     @abstractmethod
@@ -74,8 +67,8 @@ class MaskedTokens(TokenHider):
         """See `TokenHider`."""
         masked = tokens.copy()
         masked[hidden] = self.mask
-        row = _frame(self.start, masked, self.end)
-        position = len(self.start) + hidden.start
+        row = self.frame.tokens([masked])
+        position = len(self.frame.start) + hidden.start
         return {"tokens": row, "segment_ids": np.ones_like(row), "position": np.array([position], np.int32)}
 
     def logits(self, model: LanguageModel | ElectraModel, batch: dict[str, Array]) -> Float[Array, "b 1 v"]:
@@ -87,33 +80,22 @@ class MaskedTokens(TokenHider):
 
 @dataclass(frozen=True)
 class PermutedTokens(TokenHider):
-    """Hidden tokens come last in an order of factorisation, where a query stream predicts them: nothing replaces them.
-
-    Attributes:
-        last: ids after everything.
-    """
-
-    last: tuple[int, ...] = ()
+    """Hidden tokens come last in an order of factorisation, and a query stream predicts them: nothing replaces them."""
 
     @property
     def gap(self) -> int:
         """See `TokenHider`. The query stream does not see it: any token would do."""
-        return self.end
-
-    @property
-    def frame_size(self) -> int:
-        """See `TokenHider`."""
-        return super().frame_size + len(self.last)
+        return self.frame.end
 
     def features(self, tokens: Int[np.ndarray, "l"], hidden: slice) -> Features:
         """See `TokenHider`. The first hidden token has the rank 0, the others, which come after it, have the rank 1."""
-        row = np.concatenate([_frame(self.start, tokens, self.end), self.last]).astype(np.int32)
-        first = len(self.start) + hidden.start
+        row = self.frame.tokens([tokens])
+        types = self.frame.token_types([tokens])
+        before = len(self.frame.start)
+        first = before + hidden.start
         rank = np.full_like(row, SEEN_BY_ALL)
-        rank[first : len(self.start) + hidden.stop] = 1
+        rank[first : before + hidden.stop] = 1
         rank[first] = 0
-        types = np.zeros_like(row)
-        types[len(row) - len(self.last) :] = LAST_TYPE
         position = np.array([first], np.int32)
         return {"tokens": row, "segment_ids": np.ones_like(row), "position": position, "rank": rank, "types": types}
 
@@ -150,7 +132,7 @@ class InfilledTokens(TokenHider):
     def features(self, tokens: Int[np.ndarray, "l"], hidden: slice) -> Features:
         """See `TokenHider`. The position is that in the decoder."""
         shown = np.concatenate([tokens[: hidden.start], [self.sentinel], tokens[hidden.stop :]])
-        row = _frame(self.start, shown, self.end)
+        row = self.frame.tokens([shown])
         return {"tokens": row, "segment_ids": np.ones_like(row), "position": np.array([1], np.int32)}
 
     def logits(self, model: LanguageModel | ElectraModel, batch: dict[str, Array]) -> Float[Array, "b 1 v"]:
@@ -163,34 +145,29 @@ class InfilledTokens(TokenHider):
         return model.logits(states[:, -1:])
 
 
-def _frame(start: tuple[int, ...], tokens: Int[np.ndarray, "l"], end: int) -> Int[np.ndarray, "_"]:
-    return np.concatenate([start, tokens, [end]]).astype(np.int32)
-
-
-def build_token_hider(config: RunConfig, tokenizer: Tokenizer, soft_prompt: tuple[int, ...]) -> TokenHider:
-    """Return how tokens are hidden from the model of a run.
+def build_token_hider(config: RunConfig, context: ExampleContext) -> TokenHider:
+    """Return how tokens are hidden from the model of a run, after the soft tokens of an adaptation.
 
     Args:
         config: of the run.
-        tokenizer: of the run.
-        soft_prompt: ids of a learnt soft prompt, before every text.
+        context: of the run.
 
     Raises:
         UserError: the tokenizer has no [MASK], sentinel or mode token, or the model predicts no tokens.
     """
-    vocabulary = tokenizer.vocabulary()
+    vocabulary = context.vocabulary
+    start = tuple(soft_tokens(context.placeholders).tolist())
     if config.model.family == "encoder_decoder":
         if not vocabulary.sentinels:
             raise UserError(f"{USER}: the tokenizer has no sentinels (<extra_id_0>); set eval.likelihood=conditional")
-        prefix: tuple[int, ...] = ()
         if config.objective is not None:
-            prefix = config.objective.infilling_prefix(vocabulary)
-        start = (*soft_prompt, *prefix)
-        eos = vocabulary.require_eos(USER)
-        return InfilledTokens(start, eos, vocabulary.sentinels[0], config.model.start_token)
-    if config.model.family == "encoder" and "tokens" not in config.model.outputs:
+            start += config.objective.infilling_prefix(vocabulary)
+        frame = Frame(start, vocabulary.require_eos(USER))
+        return InfilledTokens(frame, vocabulary.sentinels[0], context.start_token)
+    if not config.model.predicts_tokens:
         raise UserError(f"{USER}: this model predicts no tokens (model.outputs: {list(config.model.outputs)})")
     frame = encoder_frame(vocabulary, USER)
+    start += frame.start
     if config.model.query_stream:
-        return PermutedTokens((*soft_prompt, *frame.start), frame.end, frame.last)
-    return MaskedTokens((*soft_prompt, *frame.start), frame.end, vocabulary.require_token(USER, *MASK))
+        return PermutedTokens(replace(frame, start=start))
+    return MaskedTokens(Frame(start, frame.end), vocabulary.require_token(USER, *MASK))

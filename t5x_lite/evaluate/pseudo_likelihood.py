@@ -74,7 +74,7 @@ class PseudoLikelihood:
 
     @property
     def _frame_size(self) -> int:
-        return self.hider.frame_size
+        return self.hider.frame.size(1)
 
     def _join(
         self, inputs: Int[np.ndarray, "_"], targets: Int[np.ndarray, "_"], window: int

@@ -38,6 +38,8 @@ LONGEST_PERIOD = 512
 """Layers of the longest pattern: each of them is compiled on its own."""
 
 Family = Literal["decoder", "encoder", "encoder_decoder", "electra"]
+ENCODERS: tuple[Family, ...] = ("encoder", "electra")
+"""Families without a decoder."""
 Output = Literal["tokens", "neighbours", "sentence", "detection", "span"]
 
 
@@ -238,13 +240,23 @@ class ModelConfig(Config):
 
     @property
     def is_encoder_only(self) -> bool:
-        """The model has no decoder."""
-        return self.family in {"encoder", "electra"}
+        """True if the model has no decoder, so that it generates no text."""
+        return self.family in ENCODERS
+
+    @property
+    def predicts_tokens(self) -> bool:
+        """True if the model has an output over the vocabulary; of ELECTRA, the generator has it."""
+        return self.family == "electra" or "tokens" in self.outputs
 
     @property
     def gives_vectors(self) -> bool:
         """True if the head's output is the pooled states of a text."""
         return self.head is not None and not self.head.outputs and self.head.pool != "none"
+
+    @property
+    def frames_texts(self) -> bool:
+        """True if texts are read between the special tokens of a task: in an encoder, and where they get vectors."""
+        return self.is_encoder_only or self.gives_vectors
 
     @property
     def summed_width(self) -> int:

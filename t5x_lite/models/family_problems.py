@@ -28,7 +28,7 @@ def family_problems(model: "ModelConfig") -> Iterator[str]:
         yield "shared_stacks needs equal stacks"
     if model.prefix_lm and model.family != "decoder":
         yield "prefix_lm is for a decoder"
-    if model.token_types and model.family in {"decoder", "encoder_decoder"}:
+    if model.token_types and not model.is_encoder_only:
         yield "token_types is for an encoder: the texts of other families have no types"
     if model.query_stream and (model.family != "encoder" or model.state_mixers or model.mixtures):
         yield "query_stream is for an encoder whose layers are attention, without experts"

@@ -39,6 +39,10 @@ class Frame:
     end: int
     last: tuple[int, ...] = ()
 
+    def size(self, texts: int) -> int:
+        """Return the number of special tokens around so many texts."""
+        return len(self.start) + texts + len(self.last)
+
     def tokens(self, texts: Sequence[np.ndarray]) -> Int[np.ndarray, "l"]:
         """Return int32 ids of the texts with the special tokens."""
         parts = [np.array(self.start, np.int32)]
@@ -75,20 +79,22 @@ def encoder_frame_size(texts: int) -> int:
     return 1 + texts
 
 
-def task_frame(context: ExampleContext) -> Frame:
+def task_frame(context: ExampleContext, user: str = "a task") -> Frame:
     """Return the frame of the texts of a task: BERT's in an encoder, EOS after each text in a decoder.
 
     A decoder also reads what its tokenizer puts before every text.
+
+    Raises:
+        UserError: the tokenizer has no such token; the message names `user`.
     """
-    user = "a task"
-    if context.family == "encoder":
+    if context.is_encoder_only:
         return encoder_frame(context.vocabulary, user)
     return Frame(text_start(context), context.vocabulary.require_eos(user))
 
 
 def text_start(context: ExampleContext) -> tuple[int, ...]:
     """Return the ids before every text that a decoder or an encoder_decoder reads; an encoder has `encoder_frame`."""
-    return () if context.family in {"encoder", "electra"} else context.vocabulary.beginning
+    return () if context.is_encoder_only else context.vocabulary.beginning
 
 
 def text_end(context: ExampleContext) -> tuple[int, ...]:
@@ -115,12 +121,12 @@ def target_tokens(tokens: Int[np.ndarray, "_"], length: int, eos: int, context: 
 def input_start(context: ExampleContext) -> Int[np.ndarray, "n"]:
     """Return the ids before the input of a task in a model that is no encoder: `soft_tokens`, then `text_start`."""
     start = np.array(text_start(context), np.int32)
-    return np.concatenate([soft_tokens(context), start])
+    return np.concatenate([soft_tokens(context.placeholders), start])
 
 
-def soft_tokens(context: ExampleContext) -> Int[np.ndarray, "n"]:
-    """Return the ids -1, -2, … of the soft tokens that an adaptation puts before each text of a task."""
-    return -1 - np.arange(context.placeholders, dtype=np.int32)
+def soft_tokens(placeholders: int) -> Int[np.ndarray, "n"]:
+    """Return the ids -1, -2, … of so many soft tokens, which an adaptation puts before each text of a task."""
+    return -1 - np.arange(placeholders, dtype=np.int32)
 
 
 def frame_row(row: TokenRow, context: ExampleContext, token_type: int = 0) -> Features:
@@ -180,9 +186,8 @@ def frame_texts(texts: Sequence[np.ndarray], context: ExampleContext) -> Feature
         `tokens`, `positions` and `segment_ids`, int32 `[seq_len]`; in an encoder also `token_types`.
     """
     frame = task_frame(context)
-    soft = soft_tokens(context)
-    room = context.seq_len - len(soft) - len(frame.start) - len(texts) - len(frame.last)
-    texts = _truncate_to_fit(texts, room)
+    soft = soft_tokens(context.placeholders)
+    texts = _truncate_to_fit(texts, context.seq_len - len(soft) - frame.size(len(texts)))
     tokens = np.concatenate([soft, frame.tokens(texts)])
     features = token_features(tokens, np.ones(len(tokens), np.int32), context.seq_len)
     if context.family == "encoder":

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from t5x_lite.errors import UserError
-from t5x_lite.models.config import Family, ModelConfig
+from t5x_lite.models.config import ENCODERS, Family, ModelConfig
 from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LossSettings, LossSums
 from t5x_lite.objectives.row_kinds import TOKENS, RowKind
 from t5x_lite.schema import Config
@@ -98,6 +98,11 @@ class ExampleContext:
     family: Family = "decoder"
     placeholders: int = 0
     start_token: int = 0
+
+    @property
+    def is_encoder_only(self) -> bool:
+        """True if the model has no decoder."""
+        return self.family in ENCODERS
 
 
 @dataclass(frozen=True)

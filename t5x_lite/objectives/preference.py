@@ -97,7 +97,7 @@ class Preference(Comparison, Supervised):
         """Return the ids of the prompt and of an answer. A chat template writes itself what comes before a text."""
         if isinstance(record["prompt"], list):
             prompt, answer = coder.encode_answer(record["prompt"], record[role])
-            return np.concatenate([soft_tokens(context), prompt]), answer
+            return np.concatenate([soft_tokens(context.placeholders), prompt]), answer
         eos = context.vocabulary.require_eos(f"objective {self.name}")
         prompt = np.concatenate([input_start(context), coder.encode(record["prompt"])])
         return prompt, np.append(coder.encode(record[role]), eos)

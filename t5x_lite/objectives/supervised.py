@@ -79,7 +79,7 @@ class Supervised(Objective):
 
     def check(self, model: ModelConfig) -> None:
         """Refuse a model that predicts no tokens, if their probabilities are learnt."""
-        if not self.uses_head and "tokens" not in model.outputs:
+        if not self.uses_head and not model.predicts_tokens:
             raise ValueError(f"objective {self.name} needs a model that predicts tokens (model.outputs)")
 
     def check_record(self, record: Record) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TypeAlias
 
@@ -14,7 +15,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.loaded_model import LoadedModel
 from t5x_lite.models.outputs import is_text, pool_mean
 from t5x_lite.models.spec import ModelSpec
-from t5x_lite.objectives.objective import ExampleContext, Features
+from t5x_lite.objectives.objective import Features
 from t5x_lite.objectives.passages import Passage, frame_passage, frame_query, without_padding
 from t5x_lite.run_weights import fingerprint
 from t5x_lite.trees import flatten_names
@@ -41,12 +42,7 @@ class VectorEncoder:
         if config.head is not None and config.head.outputs:
             raise UserError(f"{model.config.run_dir}: its head scores {config.head.outputs} classes, and pools no text")
         self.model = model
-        self.context = ExampleContext(
-            seq_len=_longest_text(model),
-            vocabulary=model.tokenizer.vocabulary(),
-            family=config.family,
-            placeholders=model.config.method.placeholders,
-        )
+        self.context = replace(model.example_context, seq_len=_longest_text(model))
 
     @property
     def name(self) -> str:

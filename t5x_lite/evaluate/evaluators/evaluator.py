@@ -119,5 +119,5 @@ def window_problems(subject: str, window: int | None, model: ModelConfig) -> Ite
 
 def token_problems(subject: str, model: ModelConfig) -> Iterator[str]:
     """Yield why a model gives texts no probability: it predicts no tokens. `subject` begins the sentence."""
-    if model.family != "electra" and "tokens" not in model.outputs:
+    if not model.predicts_tokens:
         yield f"{subject} need a model that predicts tokens; this model's outputs are {list(model.outputs)}"

@@ -31,7 +31,7 @@ class Samples(Evaluator):
 
     def model_problems(self, model: ModelConfig) -> Iterator[str]:
         """Yield an error for a model that does not generate."""
-        if model.family not in {"decoder", "encoder_decoder"}:
+        if model.is_encoder_only:
             yield f"samples are for models that generate; this model is of family {model.family}"
         if model.max_length is not None and self.tokens >= model.max_length:
             positions = f"the model's {model.max_length} positions"

@@ -53,5 +53,5 @@ class BlockGlobal(AttentionKind):
 
     def model_problems(self, model: "ModelConfig") -> Iterator[str]:
         """Yield a model with a decoder: global tokens attend to later ones."""
-        if model.family in {"decoder", "encoder_decoder"}:
+        if not model.is_encoder_only:
             yield "attention block_global is for encoders: its global tokens attend to all that follow"

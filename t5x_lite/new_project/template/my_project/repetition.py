@@ -20,7 +20,7 @@ class Repetition(Evaluator):
 
     def model_problems(self, model: ModelConfig) -> Iterator[str]:
         """Yield an error for a model that does not generate."""
-        if model.family not in {"decoder", "encoder_decoder"}:
+        if model.is_encoder_only:
             yield f"repetition is for models that generate; this model is of family {model.family}"
 
     def run(self, model: "EvaluationModel") -> Evaluation:
