@@ -7,7 +7,7 @@ import t5x_lite
 from t5x_lite.argument_types import local_path as _local_path
 from t5x_lite.command_parser import CommandParser
 from t5x_lite.decode.options import add_decoding_options
-from t5x_lite.evaluate.config import EVAL_ARGUMENTS
+from t5x_lite.evaluate.arguments import describe_arguments
 from t5x_lite.evaluate.options import add_embed_options, add_probe_options
 from t5x_lite.retrieval.arguments import add_index_arguments, add_passage_options, add_search_arguments
 from t5x_lite.sweep.arguments import add_sweep_arguments
@@ -101,9 +101,7 @@ def _add_eval(commands: Commands) -> None:
     _add_step_option(parser)
     _add_json_option(parser)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = "key=value arguments that are not overrides of the config:\n"
-    for name, description in EVAL_ARGUMENTS.items():
-        parser.epilog += f"  {name + '=':<14}{description}\n"
+    parser.late_epilog = describe_arguments  # it imports the evaluators of other packages
     _add_task_options(parser)
     parser.add_argument(
         "--cached",

@@ -69,10 +69,10 @@ def main(arguments: Sequence[str] | None = None, commands: Mapping[str, Command]
 
 
 def _run_command(arguments: Sequence[str] | None, commands: Mapping[str, Command]) -> int:
-    options, unknown = build_parser().parse_known_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    silence_libraries()
     try:
+        options, unknown = build_parser().parse_known_args(arguments)
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+        silence_libraries()
         options.parser.refuse_options(unknown)
         if unknown and options.command in WITHOUT_OVERRIDES:
             raise UserError(f"{options.command}: {unknown[0]} is not an option; see t5x-lite {options.command} --help")

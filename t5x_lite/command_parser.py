@@ -2,14 +2,26 @@
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from t5x_lite.errors import UserError, suggest
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser whose errors are one line, with the nearest valid spelling of a misspelt command, choice or option."""
+    """A parser whose errors are one line, with the nearest valid spelling of a misspelt command, choice or option.
+
+    Attributes:
+        late_epilog: returns the end of the help, which is made only when the help is printed.
+    """
+
+    late_epilog: Callable[[], str] | None = None
+
+    def format_help(self) -> str:
+        """Return the help."""
+        if self.late_epilog is not None:
+            self.epilog = self.late_epilog()
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         """Print an error and exit with code 2."""

@@ -32,13 +32,17 @@ def test_eval_accepts_overrides_and_a_step(tiny_run: Path, capsys: pytest.Captur
 def test_eval_rejects_numbers_and_options_that_it_cannot_use(tiny_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for words, message in (
         (
-            ["window=many", "stride=1.5"],
-            "window=many: expected a whole number from 1 on; stride=1.5: expected a whole number from 1 on",
+            [f"text={__file__}", "window=many", "stride=1.5"],
+            "`window` is 'many': input should be a valid integer; "
+            "command line: `stride` is 1.5: input should be a valid integer",
         ),
-        (["--limit=3"], "--limit is for tasks=, blimp= and cloze="),
-        (["window=8"], "window= is for tasks= and text="),
+        (["--limit=3"], "--limit is for tasks=, blimp= or cloze=; add that, or remove --limit"),
+        (["window=8"], "window= is for text= or tasks="),
         (["tasks=sst2", "stride=8"], "stride= is for text="),
         (["--include=folder"], "--include is for tasks="),
+        (["blimp=a", "--limit=3", "limit=4"], "--limit and limit= are the same; remove one of them"),
+        (["blimp=a", "files=b"], "files= is for cloze="),  # the files of blimp= are its value,
+        (["tokens=4"], "tokens= is for memorisation="),
     ):
         assert main(["eval", str(tiny_run), *words]) == 2
         assert message in capfd.readouterr().err
@@ -86,7 +90,10 @@ def test_plan_refuses_slices_that_the_devices_do_not_have(capfd: pytest.CaptureF
         (["eval", "runs/a", "text=a", "text=b"], "eval: text= is given twice; remove one of them"),
         (["eval", "runs/a", "memorisation="], "eval: memorisation= is empty"),
         (["eval", "runs/a", "text=missing.txt"], "eval: text=missing.txt: there is no such file"),
-        (["eval", "runs/a", "tasks=x", "seed=99999999999"], "seed=99999999999: expected at most 2147483647"),
+        (
+            ["eval", "runs/a", "tasks=x", "seed=99999999999"],
+            "`seed` is 99999999999: input should be less than or equal to 2147483647",
+        ),
         (["generate", "runs/a", "--chat-file", "no.jsonl"], "--chat-file no.jsonl: there is no such file"),
         (["plan"], "plan: the following arguments are required: CONFIG; see t5x-lite plan --help"),
     ],

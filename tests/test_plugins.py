@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -14,12 +15,16 @@ from t5x_lite import plugins
 from t5x_lite.cli import main
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
+from t5x_lite.evaluate.arguments import named_evaluators
+from t5x_lite.evaluate.evaluators import Memorisation
+from t5x_lite.evaluate.evaluators.evaluator import Argument
 from t5x_lite.schema import explain
 from t5x_lite.schema.rebuild import rebuild
 from tests.conftest import REPOSITORY
 
-SCHEDULE = '''
-from t5x_lite.schema import setting
+MODULE = '''
+from t5x_lite.evaluate.evaluators.evaluator import Argument, Evaluation, Evaluator
+from t5x_lite.schema import Int, setting
 from t5x_lite.train.schedules.schedule import Schedule
 
 class Halves(Schedule):
@@ -30,8 +35,19 @@ class Halves(Schedule):
     def factor(self, horizon):
         return lambda step: 1.0
 
+class Letters(Evaluator):
+    """The letters of a word."""
+
+    argument = Argument("letters", "word whose letters are counted", field="word")
+
+    word: str = setting(..., "word whose letters are counted")
+    times: Int = setting(1, "how often each is counted", ge=1)
+
+    def run(self, model):
+        return Evaluation({"eval/letters": len(self.word) * self.times})
+
 class Other:
-    """No schedule."""
+    """No component."""
 '''
 
 
@@ -43,7 +59,7 @@ def write_package(folder: Path, name: str, groups: dict[str, str]) -> None:
         name: of the module and of the distribution.
         groups: an entry point, `name = module:class`, by group.
     """
-    (folder / f"{name}.py").write_text(SCHEDULE)
+    (folder / f"{name}.py").write_text(MODULE)
     info = folder / f"{name}-1.5.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.5\n")
@@ -56,8 +72,9 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder of the module path, whose components are forgotten at the end."""
     monkeypatch.syspath_prepend(tmp_path)
     registered = {name: dict(seam.registry) for name, seam in plugins.EXTENSION_POINTS.items()}
-    monkeypatch.setattr("t5x_lite.config.load_plugins", plugins.load_plugins.__wrapped__)
+    plugins.load_plugins.cache_clear()
     yield tmp_path
+    plugins.load_plugins.cache_clear()
     for name, seam in plugins.EXTENSION_POINTS.items():
         seam.registry.clear()
         seam.registry.update(registered[name])
@@ -76,6 +93,31 @@ def test_a_component_of_another_package_is_a_setting_like_any_other(site: Path, 
     assert config.optimizer.schedule.model_dump() == {"share": 0.25}
     # The name is written, so that the run directory can be opened again.
     assert config.model_dump(mode="json")["optimizer"]["schedule"] == {"halves": {"share": 0.25}}
+
+
+def test_an_evaluator_of_another_package_is_an_argument_of_eval_with_options(
+    site: Path, tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_package(site, "letters_package", {"t5x_lite.evaluators": "letters = letters_package:Letters"})
+    command = ["eval", str(tiny_run), "--json"]
+    assert main([*command, "letters=fox", "times=3"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"step": 12, "eval/letters": 9}
+    for words, message in (
+        (["letters=fox", "times=0"], "command line: `times` is 0: input should be greater than or equal to 1"),
+        (["letters=fox", "stride=2"], "stride= is for text="),
+        (["times=3"], "times= is for letters="),
+    ):
+        assert main([*command, *words]) == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["eval", "--help"])
+    assert re.search("letters= +word whose letters are counted\n +times= +how often", capsys.readouterr().out)
+
+
+def test_two_evaluators_cannot_have_the_same_argument(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Memorisation, "argument", Argument("blimp", "strings"))
+    with pytest.raises(UserError, match=r"blimp= is the argument of .*\.Blimp and .*\.Memorisation; change"):
+        named_evaluators()
 
 
 @pytest.mark.parametrize(

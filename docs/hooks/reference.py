@@ -18,6 +18,7 @@ import t5x_lite
 from t5x_lite import schema
 from t5x_lite.adapt import ADAPTATIONS
 from t5x_lite.arguments import build_parser
+from t5x_lite.command_parser import CommandParser
 from t5x_lite.config import RunConfig
 from t5x_lite.data.cleaning import CLEANING
 from t5x_lite.data.tokenizer_config import TOKENIZERS
@@ -152,13 +153,13 @@ def commands() -> str:
         for action in parser._actions:
             if action.dest != "help":
                 lines.append(f"| `{_spelling(action)}` | {_escape(_help_of(action))} |")
-        if parser.epilog:
-            lines.append(f"\n```text\n{parser.epilog.strip()}\n```")
+        if parser.late_epilog is not None:
+            lines.append(f"\n```text\n{parser.late_epilog()}\n```")
         sections.append("\n".join(lines))
     return "\n\n".join(sections)
 
 
-def _subparsers() -> dict[str, argparse.ArgumentParser]:
+def _subparsers() -> dict[str, CommandParser]:
     """Return the parser of every command, by name."""
     for action in build_parser()._actions:
         if isinstance(action, argparse._SubParsersAction):

@@ -48,18 +48,3 @@ class EvalConfig(Config):
         if self.likelihood is not None:
             return self.likelihood
         return "pseudo" if model.is_encoder_only else "conditional"
-
-
-EVAL_ARGUMENTS = {
-    "tasks": "names or YAML files of lm-evaluation-harness, or tasks that the run was trained on; separated by commas",
-    "num_fewshot": "examples in the prompts of tasks",
-    "demonstrations": "how these are chosen: random, balanced, similar or bm25 (default: by the task's sampler)",
-    "seed": "seed of the choice of examples and of sampled answers (default: 1234)",
-    "text": "file to compute the perplexity of",
-    "blimp": "BLiMP's minimal pairs: JSONL files, separated by commas",
-    "cloze": "YAML file of a cloze task: files, pattern and verbalizer",
-    "memorisation": "JSONL file of planted strings",
-    "window": "tokens that the model reads at once",
-    "stride": "tokens of the text scored by each window after the first (default: half the window)",
-}
-"""Arguments `name=value` of `t5x-lite eval` that are not overrides of the config, with their descriptions."""

@@ -45,4 +45,4 @@ def passages_of_arguments(options: argparse.Namespace) -> Passages | None:
         values["count"] = options.passages
     if options.template is not None:
         values["template"] = options.template
-    return schema.validate(Passages, schema.Sources(values, {"": schema.COMMAND_LINE}))
+    return schema.validate(Passages, schema.Sources.of_command_line(values))

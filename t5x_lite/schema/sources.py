@@ -30,6 +30,11 @@ class Sources:
     values: Settings
     locations: dict[str, str]
 
+    @classmethod
+    def of_command_line(cls, values: Settings) -> "Sources":
+        """Return settings that the command line has set."""
+        return cls(values, {"": COMMAND_LINE})
+
     def location_of(self, key: str) -> str:
         """Return where `key`, or the nearest group above it, was set; an empty string if that is unknown."""
         while key and key not in self.locations:

@@ -12,7 +12,6 @@ from rich.console import Console
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.cached_evaluation import cache_file
 from t5x_lite.evaluate.command import EvaluationRequest, choose_evaluators, parse_request
-from t5x_lite.evaluate.config import EVAL_ARGUMENTS
 from t5x_lite.evaluate.evaluators import Evaluator
 from t5x_lite.local_copies import with_urls
 from t5x_lite.progress import print_line
@@ -120,7 +119,7 @@ def _parse_command(subject: Path, words: Sequence[str], options: argparse.Namesp
         is_of_sweep = key.partition(".")[0] in SweepConfig.model_fields
         (sweep_words if is_of_sweep else evaluation_words).append(word)
     request, overrides = parse_request(evaluation_words, options.include, options.limit)
-    arguments = [word for word in evaluation_words if word.removeprefix("--").partition("=")[0] in EVAL_ARGUMENTS]
+    arguments = list(evaluation_words)
     if options.include is not None:
         arguments += ["--include", str(options.include)]
     if options.limit is not None:
@@ -128,9 +127,9 @@ def _parse_command(subject: Path, words: Sequence[str], options: argparse.Namesp
     if subject.is_dir():
         if sweep_words:
             raise UserError(f"sweep eval {subject}: {sweep_words[0]} needs the sweep's file instead of its folder")
-        return _Command(subject, 1, request, [*arguments, *overrides], overrides)
+        return _Command(subject, 1, request, arguments, overrides)
     sweep = load(subject, sweep_words)
-    return _Command(sweep.folder, sweep.config.jobs, request, [*arguments, *overrides], overrides)
+    return _Command(sweep.folder, sweep.config.jobs, request, arguments, overrides)
 
 
 def _find_files(runs: Sequence[PlannedRun], command: _Command) -> dict[str, dict[str, str]]:

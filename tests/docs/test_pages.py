@@ -14,7 +14,7 @@ from t5x_lite import schema
 from t5x_lite.arguments import build_parser
 from t5x_lite.cli import main
 from t5x_lite.config import RunConfig
-from t5x_lite.evaluate.config import EVAL_ARGUMENTS
+from t5x_lite.evaluate.arguments import named_evaluators, option_owners
 from t5x_lite.evaluate.evaluators.cloze import load_cloze
 from t5x_lite.sweep import config as sweeps
 from t5x_lite.sweep.config import SweepConfig
@@ -79,13 +79,14 @@ def check_command(words: list[str], where: str) -> None:
         pytest.fail(f"{where}: {' '.join(words)} is not a command")
     overrides = [*getattr(options, "overrides", []), *unknown]
     settings = {setting.key for setting in schema.explain(RunConfig)}
+    evaluation_arguments = named_evaluators().keys() | option_owners().keys()
     if options.command == "eval":
-        settings |= set(EVAL_ARGUMENTS)
+        settings |= evaluation_arguments
     if options.command == "sweep":
         settings_of_runs = settings
         settings = {setting.key for setting in schema.explain(SweepConfig)}
         if options.words[0] in {"eval", "plot"}:
-            settings |= set(EVAL_ARGUMENTS) | settings_of_runs
+            settings |= evaluation_arguments | settings_of_runs
         overrides = [word for word in options.words if "=" in word] + unknown
     for override in overrides:
         key = override.removeprefix("--").partition("=")[0]

@@ -187,12 +187,12 @@ def test_prompts_of_the_harness_have_the_demonstrations(
         (["num_fewshot=8", "demonstrations=random"], "task reviews: 8 demonstrations are to be chosen from 7 examples"),
         (["demonstrations=simliar"], "expected one of random, balanced, similar, bm25"),
         (["demonstrations={similar: {pool: none}}"], "pool 'none' is not one of mean, cls, max"),
-        (["demonstrations={"], "is not YAML"),
+        (["demonstrations={"], "quote a text that has signs of YAML"),
     ):
         assert main([*command, *words]) == 2
         assert message in capfd.readouterr().err
     assert main(["eval", str(run), "demonstrations=random"]) == 2
-    assert "demonstrations= is for tasks=" in capfd.readouterr().err
+    assert "demonstrations= is for tasks= or cloze=" in capfd.readouterr().err
 
 
 def test_a_cloze_text_follows_filled_patterns(tmp_path: Path, model: Model) -> None:

@@ -368,11 +368,11 @@ def test_an_evaluation_that_cannot_run_is_one_line_of_error(
     monkeypatch.chdir(tasks)  # without the name of a file, `datasets` searches the working folder and all below it
     command = ["eval", str(tiny_run), "--include", str(tasks)]
     for arguments, message in (
-        (["tasks=local_texts", "--limit=0"], "expected a number of documents"),
+        (["tasks=local_texts", "--limit=0"], "--limit: `limit` is 0: input should be greater than or equal to 1"),
         (["tasks=local_texts", "--include", str(tasks / "none")], "is not a folder"),
         (["tasks=local_texts", "window=64"], "more than the model's 32 positions (model.positions.learned.length)"),
         (["tasks=local_votes", "window=8"], "leave no room for a prompt"),
-        (["tasks=local_texts", "window=0"], "window=0: expected at least 1"),
+        (["tasks=local_texts", "window=0"], "`window` is 0: input should be greater than or equal to 1"),
         (["tasks=local_choices", "num_fewshot=99"], "num_fewshot=99: task local_choices has"),
         (["tasks=local_choices", "demonstrations=bm25"], "demonstrations= needs num_fewshot="),
     ):

@@ -1,11 +1,11 @@
 """BLiMP's minimal pairs of sentences."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from t5x_lite.evaluate.evaluators.evaluator import EvaluatedRun, Evaluation, Evaluator, token_problems
+from t5x_lite.evaluate.evaluators.evaluator import Argument, EvaluatedRun, Evaluation, Evaluator, token_problems
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.schema import Int, Strings, setting
+from t5x_lite.schema import Int, Sources, Strings, setting
 
 if TYPE_CHECKING:
     from t5x_lite.evaluate.evaluation_model import EvaluationModel
@@ -14,8 +14,17 @@ if TYPE_CHECKING:
 class Blimp(Evaluator):
     """Accuracy on BLiMP's minimal pairs; see `evaluate.blimp`. The scores of the sentences go to RUN/eval/STEP."""
 
+    argument: ClassVar[Argument | None] = Argument(
+        "blimp", "BLiMP's minimal pairs: JSONL files, separated by commas", field="files"
+    )
+
     files: Strings = setting(..., "JSONL files of BLiMP, or globs of them; each may end in .gz or .zst", min_length=1)
     limit: Int | None = setting(None, "most pairs per set, the first ones; null takes all", ge=1)
+
+    @classmethod
+    def from_argument(cls, value: str) -> Iterator[Sources]:
+        """Yield the settings for the files."""
+        yield Sources.of_command_line({"files": value.split(",")})
 
     def model_problems(self, model: ModelConfig) -> Iterator[str]:
         """Yield an error for a model that predicts no tokens."""

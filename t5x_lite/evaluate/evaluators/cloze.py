@@ -3,12 +3,12 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from t5x_lite.evaluate.demonstrations import DEMONSTRATIONS, Demonstrations, Random
-from t5x_lite.evaluate.evaluators.evaluator import EvaluatedRun, Evaluation, Evaluator, token_problems
+from t5x_lite.evaluate.evaluators.evaluator import Argument, EvaluatedRun, Evaluation, Evaluator, token_problems
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.schema import Int, OneOf, Strings, read, setting, validate
+from t5x_lite.schema import Int, OneOf, Sources, Strings, read, setting, validate
 
 if TYPE_CHECKING:
     from t5x_lite.evaluate.evaluation_model import EvaluationModel
@@ -19,6 +19,8 @@ COLUMN = re.compile(r"\{([^{}]+)\}")
 
 class Cloze(Evaluator):
     """Accuracy of labels that are predicted by filling a gap; see `evaluate.cloze`. Answers go to RUN/eval/STEP."""
+
+    argument: ClassVar[Argument | None] = Argument("cloze", "YAML file of a cloze task: files, pattern and verbalizer")
 
     name: str = setting("cloze", "name in metrics and files", min_length=1)
     files: Strings = setting(
@@ -40,6 +42,11 @@ class Cloze(Evaluator):
     demonstration_files: Strings = setting((), "files of their records, as `files`; empty takes those of `files`")
     separator: str = setting(" ", "text between demonstrations")
     seed: Int = setting(1234, "seed of the choice of demonstrations", ge=0)
+
+    @classmethod
+    def from_argument(cls, value: str) -> Iterator[Sources]:
+        """Yield the settings in a YAML file."""
+        yield read(cls, Path(value))
 
     def problems(self) -> Iterator[str]:
         """Yield an error for a pattern without a gap or a column, and for labels with the same word."""

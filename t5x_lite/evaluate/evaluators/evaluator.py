@@ -3,12 +3,12 @@
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.objectives.objective import Objective
-from t5x_lite.schema import Config, Int, setting
+from t5x_lite.schema import Config, Int, Sources, setting
 
 if TYPE_CHECKING:
     from t5x_lite.evaluate.evaluation_model import EvaluationModel
@@ -48,6 +48,21 @@ class EvaluatedRun:
     tasks: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Argument:
+    """The argument `NAME=VALUE` by which `t5x-lite eval` chooses an evaluator.
+
+    Attributes:
+        name: its name, such as `text`.
+        description: what its value is, for the help.
+        field: the setting of the evaluator that the value is; None if `Evaluator.from_argument` reads it otherwise.
+    """
+
+    name: str
+    description: str
+    field: str | None = None
+
+
 class RunsOnModel(Protocol):
     """Anything that evaluates a model."""
 
@@ -63,9 +78,25 @@ class Evaluator(Config):
     evaluation to the next, as `map_rows` does.
     """
 
+    argument: ClassVar[Argument | None] = None
+    """Name on the command line of `eval`, where the other settings are options. None if only configs name it."""
+
     every_steps: Int | None = setting(
         None, "steps between evaluations in training; null takes eval.every_steps", unit="steps", ge=1
     )
+
+    @classmethod
+    def from_argument(cls, value: str) -> Iterator[Sources]:
+        """Yield the settings of each evaluator that a value of `argument` asks for, to which options are added.
+
+        By default this is one evaluator, and the value is its setting `argument.field`.
+
+        Raises:
+            UserError: the value cannot be read.
+        """
+        if cls.argument is None or cls.argument.field is None:
+            raise NotImplementedError(f"{cls.__name__} has an argument without a field, and no from_argument")
+        yield Sources.of_command_line({cls.argument.field: value})
 
     def model_problems(self, model: ModelConfig) -> Iterator[str]:
         """Yield why a model cannot be evaluated this way."""

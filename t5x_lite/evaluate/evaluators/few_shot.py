@@ -2,13 +2,20 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from t5x_lite.evaluate.demonstrations import DEMONSTRATIONS, Demonstrations
-from t5x_lite.evaluate.evaluators.evaluator import EvaluatedRun, Evaluation, Evaluator, token_problems, window_problems
+from t5x_lite.evaluate.evaluators.evaluator import (
+    Argument,
+    EvaluatedRun,
+    Evaluation,
+    Evaluator,
+    token_problems,
+    window_problems,
+)
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.retrieval.config import Passages
-from t5x_lite.schema import Int, OneOf, Strings, setting
+from t5x_lite.schema import Int, OneOf, Sources, Strings, setting
 
 if TYPE_CHECKING:
     from t5x_lite.evaluate.evaluation_model import EvaluationModel
@@ -16,6 +23,12 @@ if TYPE_CHECKING:
 
 class FewShot(Evaluator):
     """Tasks of lm-evaluation-harness; see `evaluate.harness.evaluate_tasks`. Samples go to RUN/eval/STEP."""
+
+    argument: ClassVar[Argument | None] = Argument(
+        "tasks",
+        "names or YAML files of lm-evaluation-harness, or tasks that the run was trained on; separated by commas",
+        field="tasks",
+    )
 
     tasks: Strings = setting(..., "names or YAML files of lm-evaluation-harness", min_length=1)
     num_fewshot: Int | None = setting(None, "examples in the prompts; null takes each task's number", ge=0)
@@ -27,6 +40,12 @@ class FewShot(Evaluator):
     include: str | None = setting(None, "folder with YAML files of further tasks")
     limit: Int | None = setting(None, "most documents per task; null takes all", ge=1)
     passages: Passages | None = setting(None, "passages that are retrieved for each document, before its context")
+
+    @classmethod
+    def from_argument(cls, value: str) -> Iterator[Sources]:
+        """Yield the settings of one evaluator per task, so that each has a cache of its own."""
+        for name in value.split(","):
+            yield Sources.of_command_line({"tasks": [name]})
 
     def model_problems(self, model: ModelConfig) -> Iterator[str]:
         """Yield an error for a model that predicts no tokens."""

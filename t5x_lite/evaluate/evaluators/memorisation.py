@@ -1,9 +1,9 @@
 """The share of planted strings that a model continues word for word (Carlini et al. 2022)."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from t5x_lite.evaluate.evaluators.evaluator import EvaluatedRun, Evaluation, Evaluator
+from t5x_lite.evaluate.evaluators.evaluator import Argument, EvaluatedRun, Evaluation, Evaluator
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.schema import Int, setting
 
@@ -18,6 +18,8 @@ class Memorisation(Evaluator):
     A string is extracted if the model, prompted with its first tokens, has each of the next ones as its likeliest token
     (Carlini et al. 2022, §3). The strings are those of `evaluate.planted_strings`. Scores go to RUN/eval/STEP.
     """
+
+    argument: ClassVar[Argument | None] = Argument("memorisation", "JSONL file of planted strings", field="file")
 
     file: str = setting(..., "JSONL file of planted strings: text and repeats", min_length=1)
     prompt_tokens: Int = setting(50, "tokens of a prompt", unit="tokens", ge=1, source="Carlini et al. 2022, §3.1")

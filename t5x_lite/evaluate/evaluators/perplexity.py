@@ -1,13 +1,14 @@
 """The perplexity of a text."""
 
+import glob
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate.evaluators.evaluator import EvaluatedRun, Evaluation, Evaluator, window_problems
+from t5x_lite.evaluate.evaluators.evaluator import Argument, EvaluatedRun, Evaluation, Evaluator, window_problems
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.schema import Int, setting
+from t5x_lite.schema import Int, Sources, setting
 
 if TYPE_CHECKING:
     from t5x_lite.evaluate.evaluation_model import EvaluationModel
@@ -19,9 +20,18 @@ SCORES = ("loss", "perplexity", "word_perplexity", "bits_per_byte", "tokens", "w
 class Perplexity(Evaluator):
     """Perplexity and bits per byte of a file, by windows that overlap; see `evaluate.perplexity.score_texts`."""
 
+    argument: ClassVar[Argument | None] = Argument("text", "file to compute the perplexity of", field="text")
+
     text: str = setting(..., "a text file, which is one document, or JSONL or Parquet with a document `text` per row")
     window: Int | None = setting(None, "tokens that the model reads at once; null takes all that it can", ge=1)
     stride: Int | None = setting(None, "tokens scored by each window after the first; null takes half the window", ge=1)
+
+    @classmethod
+    def from_argument(cls, value: str) -> Iterator[Sources]:
+        """Yield the settings for a file that exists."""
+        if not Path(value).is_file() and not glob.has_magic(value):
+            raise UserError(f"eval: text={value}: there is no such file")
+        yield Sources.of_command_line({"text": str(Path(value))})
 
     def model_problems(self, model: ModelConfig) -> Iterator[str]:
         """Yield an error for a model that is not a decoder."""
