@@ -13,7 +13,6 @@ from t5x_lite.integers import ceil_div
 from t5x_lite.models.chunked_loss import sum_over_chunks
 from t5x_lite.models.sharding import GPU_PLATFORMS, constrain
 from t5x_lite.models.sharding import target_platform as current_platform
-from t5x_lite.models.token_shards import token_axes
 from t5x_lite.models.vectors import MASKED_SCORE, normalize
 
 LOGITS_BYTES = 64 * 2**20
@@ -116,17 +115,16 @@ def token_loss_sums(
 ) -> LossSums:
     """Return the sums of a loss over all tokens, in chunks of the length if the logits are large.
 
-    In chunks, of which devices that share a batch have at least one, gradients pass from `total` alone, to the states
-    and to the weights that `chunk_loss` closes over.
+    In chunks, gradients pass from `total` alone, to the states and to the weights that `chunk_loss` closes over.
 
     Args:
         chunk_loss: returns the sums of some tokens of every array.
         arrays: states first, then targets, weights and whatever else no gradient is needed of.
         settings: decide the number of chunks.
     """
-    rows, length, *_ = arrays[0].shape
+    _, length, *_ = arrays[0].shape
     chunks = _number_of_chunks(length, settings)
-    if chunks == 1 and not token_axes(rows, length):
+    if chunks == 1:
         return chunk_loss(*arrays)
 
     def loss_and_sums(*chunk: Array) -> tuple[Float[Array, ""], LossSums]:
