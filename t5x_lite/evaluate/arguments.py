@@ -4,6 +4,7 @@ An evaluator says its own (see `Evaluator.argument`). The others set fields of t
 Nothing here imports JAX.
 """
 
+import textwrap
 from collections.abc import Iterator
 
 from t5x_lite.errors import UserError
@@ -13,6 +14,8 @@ from t5x_lite.schema.settings import Declaration, declarations
 
 NAME_WIDTH = 25
 """Characters of a name in the help, with its indentation."""
+LINE_WIDTH = 80
+"""Characters of a line of the help."""
 
 
 def named_evaluators() -> dict[str, type[Evaluator]]:
@@ -56,13 +59,19 @@ def describe_arguments() -> str:
     lines = ["key=value arguments that choose evaluations, and below each those that set its options:"]
     for name, kind in named_evaluators().items():
         if kind.argument is not None:
-            lines.append(f"  {name}=".ljust(NAME_WIDTH) + kind.argument.description)
+            lines += _wrap(f"  {name}=", kind.argument.description)
         for declaration in option_fields(kind):
             description = declaration.field.description or ""
             if declaration.one_of is not None:
                 description += f": {' | '.join(declaration.one_of.kinds)}"
-            lines.append(f"    {declaration.key}=".ljust(NAME_WIDTH) + description)
+            lines += _wrap(f"    {declaration.key}=", description)
     return "\n".join([*lines, "Other key=value arguments are overrides of the config."])
+
+
+def _wrap(name: str, description: str) -> list[str]:
+    return textwrap.wrap(
+        description, LINE_WIDTH, initial_indent=name.ljust(NAME_WIDTH), subsequent_indent=" " * NAME_WIDTH
+    )
 
 
 def _class_name(kind: type[Evaluator]) -> str:
