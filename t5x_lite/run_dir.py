@@ -152,18 +152,29 @@ def check_run_dir(config: RunConfig) -> str:
     # States on local disks are not listed here.
     if existing_config.checkpoint.local is None and not _checkpoints_of(existing_config, config.run_dir).steps():
         return ""
-    differences = configuration.changed(existing_config, with_absolute_paths(config))
-    differences.pop("train.allow_changed_config", None)
-    if config.model.vocab is None:
-        # It will be filled in from the tokenizer, whose settings are compared themselves.
-        differences.pop("model.vocab", None)
-    description = "; ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in differences.items())
-    if differences and not config.train.allow_changed_config:
+    description = describe_changes(existing_config, config)
+    if description and not config.train.allow_changed_config:
         raise UserError(
             f"{config.run_dir}: belongs to a run with another config: {description}; choose another run_dir, or set "
             "train.allow_changed_config=true to continue with the new values"
         )
     return description
+
+
+def describe_changes(existing: RunConfig, config: RunConfig) -> str:
+    """Return the settings that differ between the config of a run directory and another, each with both values.
+
+    More steps at a constant learning rate are no change: the run goes on.
+    """
+    differences = configuration.changed(existing, with_absolute_paths(config))
+    differences.pop("train.allow_changed_config", None)
+    if config.model.vocab is None:
+        # It will be filled in from the tokenizer, whose settings are compared themselves.
+        differences.pop("model.vocab", None)
+    is_longer = config.train.steps > existing.train.steps
+    if is_longer and not config.optimizer.schedule.has_end and config.adapt is None:
+        differences.pop("train.steps", None)
+    return "; ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in differences.items())
 
 
 def new_run(config: RunConfig, tokenizer: Tokenizer) -> Run:

@@ -13,7 +13,7 @@ from t5x_lite.data import vocabulary
 from t5x_lite.data.tokenizer_config import Unigram
 from t5x_lite.errors import UserError
 from t5x_lite.run_data import open_tokenizer
-from t5x_lite.run_dir import check_run_dir, new_run, open_run
+from t5x_lite.run_dir import check_run_dir, describe_changes, new_run, open_run
 from tests.conftest import Shell
 
 
@@ -91,6 +91,17 @@ def test_a_run_without_a_checkpoint_starts_with_any_config(tiny_run: Path, tiny_
     assert check_run_dir(configuration.load(tiny_config, [*settings, "train.seed=7"])) == ""
     with pytest.raises(UserError, match=r"belongs to a run with another config: train\.seed was 0, is 7"):
         check_run_dir(configuration.load(tiny_config, [f"run_dir={tiny_run}", "train.seed=7"]))
+
+
+def test_a_run_at_a_constant_rate_may_become_longer_and_no_other(tiny_config: Path, tmp_path: Path) -> None:
+    def change(schedule: str, old_steps: int, new_steps: int) -> str:
+        settings = [f"run_dir={tmp_path}", f"optimizer.schedule={schedule}"]
+        existing = configuration.load(tiny_config, [*settings, f"train.steps={old_steps}"])
+        return describe_changes(existing, configuration.load(tiny_config, [*settings, f"train.steps={new_steps}"]))
+
+    assert change("constant", 12, 20) == ""
+    assert change("constant", 20, 12) == "train.steps was 20, is 12"
+    assert change("cosine", 12, 20) == "train.steps was 12, is 20"
 
 
 def test_a_config_that_does_not_fit_the_checkpoint_leaves_the_run_as_it_was(

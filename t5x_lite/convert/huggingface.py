@@ -74,6 +74,8 @@ def import_hf(folder: Path, run_dir: str | Path, *, without_head: bool = False) 
     if sentence_encoder is not None:
         folder = sentence_encoder.transformer
         without_head = True
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; name the folder of a Hugging Face model")
     config_path = folder / "config.json"
     if not config_path.is_file():
         is_run = (folder / CONFIG_FILE).is_file()

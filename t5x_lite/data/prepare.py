@@ -316,7 +316,8 @@ def _report(files: CorpusFiles, jobs: Sequence[TokeniseJob], summary: CorpusSumm
     if summary is None:
         delete_folder(files.folder)
         if cleaning is not None and cleaning.documents:
-            raise UserError(f"the corpus is empty: data.cleaning drops all documents: {cleaning.dropped}")
+            drops = ", ".join(f"{count:,} by {rule}" for rule, count in cleaning.dropped.items())
+            raise UserError(f"the corpus is empty: data.cleaning drops all documents, {drops}")
         names = sources.name_files([job.unit for job in jobs])
         raise UserError(f"the corpus is empty: no text in {names}; set data.files")
     train = summary.splits["train"]

@@ -198,7 +198,7 @@ def _layer_number(model: EvaluationModel, layer: int) -> int:
     if layer < 0:
         number = last + 1 + layer
     if not 1 <= number <= last:
-        raise UserError(f"layer {layer}: the model has {last} layers, in repeats of {len(model.config.model.period)}")
+        raise UserError(f"layer {layer}: the model has {last} layers; give 1 to {last}, or -{last} to -1")
     return number
 
 

@@ -44,7 +44,7 @@ def print_probe(report: ProbeReport, *, as_json: bool) -> None:
         table.add_row(str(layer.layer), *accuracies, f"{layer.anisotropy:.3f}", similarity)
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     console.print(table)
-    console.print(f"most frequent label: {report.majority:.1%}")
+    console.print(f"most frequent label of the training texts: {report.majority:.1%}")
 
 
 def write_probe(report: ProbeReport, picture: Path) -> None:

@@ -33,6 +33,16 @@ CACHED_SHARDS = 4
 """Shards whose texts stay in memory."""
 
 
+COMPARED = {
+    "fingerprint": "the fingerprint of the model",
+    "query_fingerprint": "the fingerprint of the model of queries",
+    "collection_hash": "the hash of the file of passages",
+    "width": "the width of the vectors",
+    "shard_passages": "--shard",
+}
+"""Fields that an interrupted index has in common with the one that goes on with it, as messages call them."""
+
+
 class IndexManifest(BaseModel, extra="forbid", strict=True, frozen=True):
     """The content of manifest.json.
 
@@ -222,9 +232,9 @@ def _existing_manifest(folder: Path, manifest: IndexManifest) -> IndexManifest:
         return manifest
     existing = read_manifest(folder)
     different = []
-    for name in ("fingerprint", "query_fingerprint", "collection_hash", "width", "shard_passages"):
+    for name, description in COMPARED.items():
         if getattr(existing, name) != getattr(manifest, name):
-            different.append(f"{name} was {getattr(existing, name)!r}, is {getattr(manifest, name)!r}")
+            different.append(f"{description} was {getattr(existing, name)!r}, is {getattr(manifest, name)!r}")
     if different:
         raise UserError(f"index {folder}: belongs to another index: {'; '.join(different)}; give another folder")
     return existing

@@ -7,12 +7,12 @@ from rich.console import Console
 from rich.table import Column
 
 from t5x_lite import config as configuration
-from t5x_lite import storage
+from t5x_lite import schema, storage
 from t5x_lite.errors import UserError
-from t5x_lite.local_copies import check_writable, uploading, with_urls
+from t5x_lite.local_copies import check_writable, local_file, uploading, with_urls
 from t5x_lite.progress import format_duration, format_si, print_line, print_table
-from t5x_lite.run_dir import lock_dir
-from t5x_lite.run_layout import checkpoints_folder, has_checkpoint
+from t5x_lite.run_dir import describe_changes, lock_dir
+from t5x_lite.run_layout import CONFIG_FILE, checkpoints_folder, has_checkpoint
 from t5x_lite.sweep.clusters import launch_script, submit_to_gke, submit_to_slurm, tpu_vm_command
 from t5x_lite.sweep.config import Sweep
 from t5x_lite.sweep.grid import expand
@@ -44,13 +44,15 @@ def start(sweep: Sweep, *, yes: bool, environment: Mapping[str, str], estimate: 
         The exit code.
 
     Raises:
-        UserError: the sweep is not valid, its bucket cannot be written, or another process runs it.
+        UserError: the sweep is not valid, its bucket cannot be written, a run directory has a run of another config, or
+            another process runs the sweep.
     """
     runs = expand(sweep)
     if sweep.config.where != "local":
         launch_script("budgets.sh")
     if sweep.config.dir is not None:
         check_writable(sweep.config.dir)
+    check_configs(runs)
     with lock_dir(sweep.folder, "another process runs this sweep; wait for it"), uploading():
         write_plan(sweep, runs)
         log = StatusLog(sweep.folder / "sweep.jsonl")
@@ -65,6 +67,28 @@ def start(sweep: Sweep, *, yes: bool, environment: Mapping[str, str], estimate: 
         if not yes and not _confirm(len(missing)):
             return 1
         return _start_runs(sweep, missing, states, log, environment, console)
+
+
+def check_configs(runs: Sequence[PlannedRun]) -> None:
+    """Refuse a plan whose run directories have runs of other configs, such as those of the sweep before it was edited.
+
+    Raises:
+        UserError: names the first such run and the settings that differ.
+    """
+    for run in runs:
+        if not read_steps(run.run_dir):
+            continue
+        path = local_file(storage.join(run.run_dir, CONFIG_FILE))
+        if not path.is_file():
+            continue
+        existing_config = schema.validate(configuration.RunConfig, schema.read(configuration.RunConfig, path))
+        config = configuration.load(run.config, run.words)
+        changes = describe_changes(existing_config, config)
+        if changes and not config.train.allow_changed_config:
+            raise UserError(
+                f"{run.run_dir}: belongs to a run with another config: {changes}; give the sweep another `dir` or "
+                "name, or delete the run"
+            )
 
 
 def _confirm(num_runs: int) -> bool:

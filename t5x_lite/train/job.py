@@ -76,6 +76,11 @@ def open_job(config: RunConfig) -> Job:
         _check_first_state(with_absolute_paths(config))
     if not config.tasks and not config.data.holds_out_text:
         raise UserError("no text is held out: raise data.validation_fraction, or name data.validation_files")
+    # Before the tokenizer and the corpus, which may take long.
+    for evaluator in config.evaluators:
+        evaluator.prepare(config.model)
+    for tracker in config.train.trackers:
+        tracker.check()
     with main_process_first():
         tokenizer = open_tokenizer(config)
         data = open_run_data(with_vocab(config, tokenizer), tokenizer)
@@ -88,10 +93,6 @@ def open_job(config: RunConfig) -> Job:
     check_task_metrics(data)
     check_rewards(config, tokenizer)
     check_teacher(config, tokenizer)
-    for evaluator in config.evaluators:
-        evaluator.prepare(config.model)
-    for tracker in config.train.trackers:
-        tracker.check()
     return Job(config, mesh, tokenizer, data, examples, attention_kernels, changed_settings)
 
 

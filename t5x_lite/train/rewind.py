@@ -103,7 +103,8 @@ def _dense_run(run: Run) -> Run:
 def _check_same_config(dense: Run, config: RunConfig) -> None:
     differences = []
     for key, (dense_value, value) in configuration.changed(dense.config, config).items():
-        if not key.startswith("adapt"):
+        # The tokenizer is that of the dense run.
+        if not key.startswith(("adapt", "tokenizer")):
             differences.append(f"{key} is {dense_value!r} there, {value!r} here")
     if differences:
         raise UserError(

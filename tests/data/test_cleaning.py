@@ -193,7 +193,7 @@ def test_a_corpus_without_a_document_left_is_refused(
     write_jsonl(tmp_path / "a.jsonl", ["Home", "About"])
     words = [f"data.files={tmp_path}/a.jsonl", f"data.cache_dir={tmp_path}/cache", *SETTINGS, "data.cleaning=[c4]"]
     assert main(["prepare", str(tiny_config), *words]) == 2
-    assert "data.cleaning drops all documents: {'c4.sentence_count': 2}" in capsys.readouterr().err
+    assert "data.cleaning drops all documents, 2 by c4.sentence_count" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("step", "library"), [("minhash", "datasketch"), ("language", "py3langid")])

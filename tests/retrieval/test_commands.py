@@ -189,7 +189,7 @@ def test_an_index_of_another_model_is_refused_in_one_line(
     message = call("search", retriever_run, index_folder, "--query", "fox", "--step", 30, code=2)
     assert "is for queries of another model" in message
     message = call("index", retriever_run, collection / "passages.jsonl", index_folder, "--step", 30, code=2)
-    assert "belongs to another index: fingerprint was" in message
+    assert "belongs to another index: the fingerprint of the model was" in message
     # A longer text is another vector.
     assert "another model" in call("search", retriever_run, index_folder, "train.seq_len=8", "--query", "fox", code=2)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from t5x_lite import config as configuration
 from t5x_lite.errors import UserError
 from t5x_lite.run_dir import lock_dir
 from t5x_lite.sweep import launch
@@ -136,6 +137,25 @@ def test_a_run_is_complete_if_its_folder_of_checkpoints_has_the_last_step(
     (folder / "12").mkdir(parents=True)
     (folder / "12/manifest.json").write_text("{}")
     assert launch.is_complete(run)
+
+
+def test_a_sweep_does_not_take_runs_of_other_configs_for_its_own(make_sweep: SweepFactory) -> None:
+    def start(**settings: object) -> int:
+        sweep = make_sweep(axes={"steps": {"train.steps": [12]}}, **settings)
+        (run,) = expand(sweep)
+        config = configuration.load(run.config, run.words)
+        folder = Path(run.run_dir)
+        if not folder.exists():
+            (folder / "checkpoints/12").mkdir(parents=True)
+            (folder / "checkpoints/12/manifest.json").write_text("{}")
+            (folder / "config.yaml").write_text(configuration.dump(config))
+            (folder / "metrics.jsonl").write_text('{"step": 12, "eval/loss": 2.0}\n')
+        return launch.start(sweep, yes=True, environment=dict(os.environ), estimate=no_estimate)
+
+    assert start(set={"optimizer.learning_rate": 0.1}) == 0
+    assert start(set={"optimizer.learning_rate": 0.1}) == 0
+    with pytest.raises(UserError, match=r"another config: optimizer\.learning_rate was 0\.1, is 0\.2; give the sweep"):
+        start(set={"optimizer.learning_rate": 0.2})
 
 
 def test_slurm_makes_branches_wait_for_their_trunks(make_sweep: SweepFactory, cluster: Path) -> None:

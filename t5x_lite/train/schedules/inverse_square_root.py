@@ -1,5 +1,7 @@
 """Inverse square root decay (T5: Raffel et al. 2020, §3.1.2)."""
 
+from typing import ClassVar
+
 from t5x_lite.arrays import Array
 from t5x_lite.schema import Int, setting
 from t5x_lite.train.schedules.schedule import Horizon, Schedule
@@ -7,6 +9,8 @@ from t5x_lite.train.schedules.schedule import Horizon, Schedule
 
 class InverseSquareRoot(Schedule):
     """peak · sqrt(hold / max(step, hold)) after the warm-up (T5: Raffel et al. 2020, §3.1.2)."""
+
+    has_end: ClassVar[bool] = False
 
     hold_steps: Int | None = setting(
         None,

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from t5x_lite.arrays import Array
 from t5x_lite.schema import Config
@@ -31,7 +32,12 @@ class Schedule(Config):
     """The learning rate after the warm-up.
 
     A schedule is one file: a class of this kind with its settings and its formula, and an entry in `SCHEDULES`.
+
+    Attributes:
+        has_end: the rate depends on the length of the run, so that a run cannot become longer.
     """
+
+    has_end: ClassVar[bool] = True
 
     @property
     def decay_share(self) -> float | None:
