@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from t5x_lite.errors import UserError
 from t5x_lite.run_layout import METRICS_FILE
@@ -75,7 +75,7 @@ def with_steps(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [record for record in records if is_number(record.get("step"))]
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
     """Return whether a value from a file is a number that a metric can have."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST_NUMBER
 

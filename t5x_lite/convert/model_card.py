@@ -104,6 +104,7 @@ def _training(run: Run, lines: Sequence[Mapping[str, object]]) -> str:
         ("tokens", f"{tokens:,}" if isinstance(tokens, int) else "unknown"),
         ("batch", f"{train.batch_size:,} sequences of {train.seq_len:,} tokens"),
         _describe_objective(run),
+        *_describe_adaptation(run),
         ("optimizer", _component_name(run, "optimizer", "method")),
         ("learning rate", f"{run.config.optimizer.learning_rate:g}"),
         ("seed", str(train.seed)),
@@ -115,6 +116,13 @@ def _describe_objective(run: Run) -> tuple[str, str]:
     if run.config.tasks:
         return ("tasks", ", ".join(run.config.tasks))
     return ("objective", _component_name(run, "objective"))
+
+
+def _describe_adaptation(run: Run) -> list[tuple[str, str]]:
+    """Return the run that was adapted and the method; empty for a run from random weights."""
+    if run.config.adapt is None:
+        return []
+    return [("adapted run", run.config.adapt.source), ("adaptation", _component_name(run, "adapt", "method"))]
 
 
 def _component_name(run: Run, *keys: str) -> str:
@@ -151,11 +159,16 @@ def _results(lines: Sequence[Mapping[str, object]], scores_file: Path) -> str:
                 results[name] = value
     if scores_file.is_file():
         results.update(read_json_object(scores_file))
-    rows = [(f"`{name}`", f"{value:.4g}") for name, value in results.items() if is_number(value)]
+    rows = [(f"`{name}`", _format_number(value)) for name, value in results.items() if is_number(value)]
     if not rows:
         return ""
-    note = "\nLosses are in nats per token; `loss` is that of the last batch.\n"
+    note = "\nLosses are those of the objective; `loss` is that of the last batch.\n"
     return "## Results\n\n" + _table(("metric", "value"), rows) + note
+
+
+def _format_number(value: float) -> str:
+    """Return a count with separators, and another number with four digits."""
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
