@@ -617,3 +617,13 @@ def test_the_highest_loss_is_not_the_best(small: Path) -> None:
     child = small.with_name("child.yaml")
     child.write_text("base: [small.yaml, base/finetune_bert]\nadapt: null\n")
     assert message in load_error(child)
+
+
+def test_a_problem_of_several_settings_is_where_the_command_line_has_set_one_of_them(small: Path) -> None:
+    message = "`model`: embed 8 is not a multiple of heads 3; change one of them or give `head_dim`"
+    assert load_error(small, "model.heads=3") == f"command line: {message}"
+    small.write_text(SMALL.replace("heads: 2", "heads: 3"))
+    assert load_error(small, "train.seed=1") == f"{small}:1: {message}"
+    assert load_error(small, "model.heads=2", "optimizer.warmup_steps=9", "train.steps=3") == (
+        "command line: optimizer.warmup_steps 9 is more than train.steps 3"
+    )

@@ -1,6 +1,7 @@
 """Turn settings into a typed config, or into one line that explains everything that is wrong with them."""
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
@@ -11,7 +12,7 @@ from pydantic_core import ErrorDetails
 from t5x_lite.errors import UserError, suggest
 from t5x_lite.schema.explanation import ITEM, explain
 from t5x_lite.schema.settings import Config
-from t5x_lite.schema.sources import Sources
+from t5x_lite.schema.sources import COMMAND_LINE, Sources
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
@@ -61,10 +62,24 @@ def _follows_from_an_item(details: ErrorDetails, errors: Sequence[ErrorDetails])
 def _explain_error(kind: type[Config], sources: Sources, details: ErrorDetails) -> str:
     path = [str(part) for part in details["loc"]]
     message = _describe_error(kind, path, details)
-    location = sources.location_of(".".join(path))
+    location = _find_location(sources, ".".join(path), message)
     if location:
         return f"{location}: {message}"
     return message
+
+
+def _find_location(sources: Sources, key: str, message: str) -> str:
+    """Return where a problem was set. Of a group of settings it is the command line if that set one that is named."""
+    group = f"{key}." if key else ""
+    for other, location in sources.locations.items():
+        name = other.removeprefix(group)
+        if (
+            location == COMMAND_LINE
+            and other.startswith(group)
+            and re.search(rf"(?<![\w.]){re.escape(name)}\b", message)
+        ):
+            return COMMAND_LINE
+    return sources.location_of(key)
 
 
 def _describe_error(kind: type[Config], path: Sequence[str], details: ErrorDetails) -> str:
