@@ -75,7 +75,9 @@ def draw_report(runs: Sequence[Path], to: Path) -> Path:
     panels["loss"].set(xlabel="tokens", ylabel="loss (nats per token)", title=title)
     panels["loss"].legend()
     for metric, (title, scale) in SMALL_PANELS.items():
-        panels[metric].set(xlabel="tokens", title=title, yscale=scale)
+        # A loss without gradients, such as that of equal rewards, has norms of zero, which a log scale cannot show.
+        has_positive = any((metric_series(lines, metric)[1] > 0).any() for lines in lines_of_runs.values())
+        panels[metric].set(xlabel="tokens", title=title, yscale=scale if has_positive else "linear")
     if moe_runs:
         _draw_expert_load(panels["load"], moe_runs)
         _draw_dropped(panels["dropped"], moe_runs)
