@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Strict
+from pydantic import BeforeValidator, Strict
 
 from t5x_lite import schema
 from t5x_lite.config_files import find_config
@@ -22,6 +22,15 @@ class LaunchConfig(Config):
     tpu_vm: Strings = setting((), "options of launch/tpu_vm.sh, such as [--zone, ZONE]")
 
 
+def _check_axes(value: Any) -> Any:
+    """Refuse an axis without a name, whose place its only key has."""
+    if isinstance(value, dict):
+        for name, keys in value.items():
+            if not isinstance(keys, dict):
+                raise ValueError(f"an axis has a name above its keys: write {{NAME: {{{name}: {keys}}}}}")
+    return value
+
+
 class SweepConfig(Config):
     """A grid of runs. Values of an axis: a list, `{range: [first, last, step]}` or `{log: [first, last, count]}`."""
 
@@ -31,7 +40,7 @@ class SweepConfig(Config):
         min_length=1,
     )
     set: dict[str, Any] = setting({}, "keys of the run's config, dotted or nested, with their value in every run")
-    axes: dict[str, dict[str, Any]] = setting(
+    axes: Annotated[dict[str, dict[str, Any]], BeforeValidator(_check_axes)] = setting(
         {}, "{name: {dotted key: values}}: every combination of the axes; the keys of one axis vary together"
     )
     budgets: Any = setting(None, "IsoFLOP grid: values of C; train.steps of each run follows from it", unit="FLOPs")

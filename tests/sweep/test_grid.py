@@ -202,3 +202,10 @@ def test_schedules_that_a_law_or_a_trunk_has_no_place_for_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         expand(make_sweep(axes={"length": {"train.steps": [12, 20]}}, **options))
+
+
+def test_an_axis_without_a_name_is_refused(make_sweep: SweepFactory) -> None:
+    with pytest.raises(
+        UserError, match=r"an axis has a name above its keys: write \{NAME: \{model\.embed: \[16, 32\]\}\}"
+    ):
+        make_sweep(axes={"model.embed": [16, 32]})
