@@ -1,7 +1,7 @@
 """A trained model as a Python object: `t5x_lite.load(RUN)`."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from functools import cache, cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +35,7 @@ from t5x_lite.models.spec import ModelSpec
 from t5x_lite.objectives.framing import input_start, soft_tokens, task_frame, text_start
 from t5x_lite.objectives.objective import ExampleContext
 from t5x_lite.parallel import mesh as meshes
-from t5x_lite.parallel.batched_function import BatchedFunction, Features
+from t5x_lite.parallel.batched_function import Features, compile_once
 from t5x_lite.run_data import example_context, open_run_data
 from t5x_lite.run_dir import Run, open_run, split_step
 from t5x_lite.run_loss import loss_function
@@ -60,7 +60,7 @@ class Model:
         self.config: RunConfig = run.config
         self._params = params
         self._logits = jax.jit(self._compute_logits)
-        self._batched_function = cache(self._make_batched_function)
+        self._batched_function = compile_once(mesh, self.eval_batch_size, run.spec)
 
     @property
     def params(self) -> PyTree[Array]:
@@ -233,14 +233,11 @@ class Model:
             prompt_prefix = input_start(self.example_context)
         return Generator(self.config.model, self.spec, self.params, self.run.stored_tokenizer, prompt_prefix)
 
-    def map_rows(
+    def apply_to_rows(
         self, function: Callable[..., PyTree[Array]], rows: Sequence[Features], verb: str, *settings: Hashable
     ) -> list[PyTree[np.ndarray]]:
-        """Return the result of `function(spec, *settings, params, batch)` for each row; see `LoadedModel.map_rows`."""
+        """Return the result of a function for each row; see `LoadedModel.apply_to_rows`."""
         return self._batched_function(function, *settings)(self.params, rows, verb)
-
-    def _make_batched_function(self, function: Callable[..., PyTree[Array]], *settings: Hashable) -> BatchedFunction:
-        return BatchedFunction(partial(function, self.spec, *settings), self.mesh, self.eval_batch_size)
 
     @cached_property
     def likelihood(self) -> TargetScorer:
@@ -250,12 +247,12 @@ class Model:
             UserError: the tokenizer has no token for what is hidden, or the model predicts no tokens.
         """
         if self.config.scores_left_to_right:
-            return Likelihood(self.config.model, self.map_rows, self.soft_prompt_ids)
+            return Likelihood(self.config.model, self.apply_to_rows, self.soft_prompt_ids)
         word_starts = None
         if self.config.eval.likelihood == "pseudo_word":
             word_starts = WordStarts(self.tokenizer)
         hider = build_token_hider(self.config, self.example_context)
-        return PseudoLikelihood(hider, self.map_rows, word_starts=word_starts)
+        return PseudoLikelihood(hider, self.apply_to_rows, word_starts=word_starts)
 
     @cached_property
     def data(self) -> TrainingData:

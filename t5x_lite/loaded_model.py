@@ -48,7 +48,7 @@ class LoadedModel(Protocol):
     def eval_batch_size(self) -> int:
         """Rows of a batch in evaluation."""
 
-    def map_rows(
+    def apply_to_rows(
         self, function: Callable[..., PyTree[Array]], rows: Sequence[Features], verb: str, *settings: Hashable
     ) -> list[PyTree[np.ndarray]]:
         """Return the result of `function(spec, *settings, params, batch)` for each row; see `BatchedFunction`.

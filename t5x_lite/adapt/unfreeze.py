@@ -49,7 +49,7 @@ def _layers_below(path: LayerPath, model: ModelConfig) -> int:
     What follows a mixer belongs to its last layer of cells.
     """
     period = path.period(model)
-    mixer = period[path.place].mixer
+    mixer = period[path.index].mixer
     module, _, name = path.parameter.partition(".")
     if module == "attention_norm":
         place_in_layer = 0
@@ -57,4 +57,4 @@ def _layers_below(path: LayerPath, model: ModelConfig) -> int:
         place_in_layer = mixer.place_of(name)
     else:
         place_in_layer = mixer.depth() - 1
-    return sum(layer.mixer.depth() for layer in period[: path.place]) + place_in_layer
+    return sum(layer.mixer.depth() for layer in period[: path.index]) + place_in_layer

@@ -63,10 +63,10 @@ def _restacked(name: str, old: NamedArrays, models: ModelPair) -> Array | None:
     if path is None or period == old_period:
         return old.get(name)
     stacks = []
-    for place in range(old_period):
-        source = replace(path, place=place).name
+    for index in range(old_period):
+        source = replace(path, index=index).name
         if source not in old:
             return None
         stacks.append(old[source])
-    layers = range(path.place, old_period * stacks[0].shape[0], period)
+    layers = range(path.index, old_period * stacks[0].shape[0], period)
     return jnp.stack([stacks[layer % old_period][layer // old_period] for layer in layers])

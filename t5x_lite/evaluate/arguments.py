@@ -22,7 +22,7 @@ def named_evaluators() -> dict[str, type[Evaluator]]:
     """Return the evaluators that have an argument, by its name.
 
     Raises:
-        UserError: two evaluators have the same one, or a plugin is broken.
+        UserError: two evaluators have the same one, nothing says what its value is, or a plugin is broken.
     """
     load_plugins()
     named: dict[str, type[Evaluator]] = {}
@@ -33,6 +33,9 @@ def named_evaluators() -> dict[str, type[Evaluator]]:
         if name in named:
             classes = f"{_class_name(named[name])} and {_class_name(kind)}"
             raise UserError(f"eval: {name}= is the argument of {classes}; change the `argument` of one of them")
+        reader = next(base for base in kind.__mro__ if "from_argument" in vars(base))
+        if kind.argument.field is None and reader is Evaluator:
+            raise UserError(f"eval: {name}= of {_class_name(kind)} needs a `field` of its Argument, or `from_argument`")
         named[name] = kind
     return named
 

@@ -120,7 +120,7 @@ def evaluate_cloze(model: EvaluationModel, task: Cloze, texts: Sequence[ClozeTex
     words = tuple([word_token(model.tokenizer, task.verbalizer[label]) for label in labels])
     texts = add_demonstrations(model, task, texts)
     rows = _encode(model, hider, texts)
-    results = model.map_rows(_word_probabilities, rows, "filling gaps", hider, words)
+    results = model.apply_to_rows(_word_probabilities, rows, "filling gaps", hider, words)
     answers = []
     for text, probabilities in zip(texts, results, strict=True):
         named = dict(zip(labels, probabilities.tolist(), strict=True))

@@ -134,7 +134,7 @@ def _embed_rows(
             pool = HEAD
             length = min(length, head.length or length)
     rows = encode_texts(model, texts, length)
-    return rows, model.map_rows(_compute_states, rows, "embedding", layers, pool)
+    return rows, model.apply_to_rows(_compute_states, rows, "embedding", layers, pool)
 
 
 def embed_file(

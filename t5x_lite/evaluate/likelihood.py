@@ -56,7 +56,7 @@ class Likelihood:
 
     Args:
         config: the model's config.
-        map_rows: applies a function to rows with the model's weights; see `LoadedModel.map_rows`.
+        apply_to_rows: applies a function to rows with the model's weights; see `LoadedModel.apply_to_rows`.
         soft_prompt: ids of soft tokens before the inputs of a decoder; those of an encoder_decoder have them already.
 
     Attributes:
@@ -66,7 +66,7 @@ class Likelihood:
     def __init__(
         self,
         config: ModelConfig,
-        map_rows: Callable[..., list[PyTree[np.ndarray]]],
+        apply_to_rows: Callable[..., list[PyTree[np.ndarray]]],
         soft_prompt: Int[np.ndarray, "_"],
     ) -> None:
         self.family = config.family
@@ -74,7 +74,7 @@ class Likelihood:
         self.start_token = config.start_token
         self.vocab = config.vocab or 1
         self.truncated_inputs = 0
-        self._map_rows = map_rows
+        self._apply_to_rows = apply_to_rows
 
     def tokens_read(self, pair: Pair) -> int:
         """Return the tokens that the model reads to score a pair, on the longer side of an encoder_decoder."""
@@ -95,7 +95,7 @@ class Likelihood:
             UserError: more targets than the window, or no room beside soft tokens.
         """
         features = [self._build_features(inputs, np.asarray(targets, np.int32), window) for inputs, targets in pairs]
-        rows = self._map_rows(_score_targets, features, "scoring", self.vocab)
+        rows = self._apply_to_rows(_score_targets, features, "scoring", self.vocab)
         scores = []
         for (log_probs, is_likeliest), (_, targets) in zip(rows, pairs, strict=True):
             # What follows the targets is padding.

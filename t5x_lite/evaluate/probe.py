@@ -156,7 +156,7 @@ def read_labelled(path: Path, settings: ProbeSettings) -> LabelledTexts:
 def pooled_layer_states(model: EvaluationModel, texts: Sequence[str], pool: str) -> Float[np.ndarray, "texts layers d"]:
     """Return the pooled states of texts of the input of the first layer and after each layer."""
     rows = encode_texts(model, texts, model.window)
-    return np.stack(model.map_rows(_compute_pooled, rows, "embedding", pool))
+    return np.stack(model.apply_to_rows(_compute_pooled, rows, "embedding", pool))
 
 
 def token_layer_states(
@@ -167,7 +167,7 @@ def token_layer_states(
     Special tokens are left out.
     """
     rows = encode_texts(model, texts, model.window)
-    outputs = model.map_rows(_compute_tokens, rows, "embedding")
+    outputs = model.apply_to_rows(_compute_tokens, rows, "embedding")
     is_special = model.tokenizer.vocabulary().special
     states = []
     words = []

@@ -25,7 +25,7 @@ class PseudoLikelihood:
 
     Args:
         hider: hides tokens from the model.
-        map_rows: applies a function to rows with the model's weights; see `LoadedModel.map_rows`.
+        apply_to_rows: applies a function to rows with the model's weights; see `LoadedModel.apply_to_rows`.
         word_starts: tells where words start; None hides single tokens.
 
     Attributes:
@@ -35,14 +35,14 @@ class PseudoLikelihood:
     def __init__(
         self,
         hider: TokenHider,
-        map_rows: Callable[..., list[PyTree[np.ndarray]]],
+        apply_to_rows: Callable[..., list[PyTree[np.ndarray]]],
         *,
         word_starts: WordStarts | None = None,
     ) -> None:
         self.hider = hider
         self.word_starts = word_starts
         self.truncated_inputs = 0
-        self._map_rows = map_rows
+        self._apply_to_rows = apply_to_rows
 
     def tokens_read(self, pair: Pair) -> int:
         """Return the tokens that the model reads to score a pair."""
@@ -98,7 +98,7 @@ class PseudoLikelihood:
         return borders[np.searchsorted(borders, following)]
 
     def _score(self, rows: "_HiddenTokens") -> tuple[Float[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
-        results = self._map_rows(_score_hidden_tokens, rows, "scoring", self.hider)
+        results = self._apply_to_rows(_score_hidden_tokens, rows, "scoring", self.hider)
         log_probs = np.array([log_prob for log_prob, _ in results], np.float64)
         is_likeliest = np.array([is_likeliest for _, is_likeliest in results], bool)
         return log_probs, is_likeliest

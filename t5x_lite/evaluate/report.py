@@ -65,19 +65,21 @@ def draw_report(runs: Sequence[Path], to: Path) -> Path:
         height_ratios=[2, *[1] * (len(layout) - 1)],
     )
     names = distinct_names(list(lines_of_runs))
+    with_positive_values = set()
     for number, (name, lines) in enumerate(zip(names, lines_of_runs.values(), strict=True)):
         color = f"C{number}"
         _draw_loss(panels["loss"], name, lines, color)
         for metric in SMALL_PANELS:
             tokens, values = metric_series(lines, metric)
             panels[metric].plot(tokens, values, color=color, linewidth=1)
+            if (values > 0).any():
+                with_positive_values.add(metric)
     title = ", ".join(names)
     panels["loss"].set(xlabel="tokens", ylabel="loss (nats per token)", title=title)
     panels["loss"].legend()
     for metric, (title, scale) in SMALL_PANELS.items():
         # A loss without gradients, such as that of equal rewards, has norms of zero, which a log scale cannot show.
-        has_positive = any((metric_series(lines, metric)[1] > 0).any() for lines in lines_of_runs.values())
-        panels[metric].set(xlabel="tokens", title=title, yscale=scale if has_positive else "linear")
+        panels[metric].set(xlabel="tokens", title=title, yscale=scale if metric in with_positive_values else "linear")
     if moe_runs:
         _draw_expert_load(panels["load"], moe_runs)
         _draw_dropped(panels["dropped"], moe_runs)

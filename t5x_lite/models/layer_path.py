@@ -14,28 +14,28 @@ _NAME = re.compile(r"(.+)\.stack\.(first\.)?layers\.(\d+)\.(.+)")
 
 @dataclass(frozen=True)
 class LayerPath:
-    """The parts of the name of a parameter of a layer, `STACK.stack.layers.PLACE.PARAMETER`.
+    """The parts of the name of a parameter of a layer, `STACK.stack.layers.INDEX.PARAMETER`.
 
     Attributes:
         stack: the module that has the stack, such as `encoder` or `generator.encoder`.
         is_first: the layer is one of `model.first`, whose names have `first.layers`.
-        place: the layer's place, from 0, in the pattern or in `model.first`.
+        index: index of the layer in the pattern or in `model.first`.
         parameter: the name of the parameter in the layer.
     """
 
     stack: str
     is_first: bool
-    place: int
+    index: int
     parameter: str
 
     @property
     def name(self) -> str:
         """The name of the parameter."""
         layers = "first.layers" if self.is_first else "layers"
-        return f"{self.stack}.stack.{layers}.{self.place}.{self.parameter}"
+        return f"{self.stack}.stack.{layers}.{self.index}.{self.parameter}"
 
     def period(self, model: ModelConfig) -> tuple[LayerConfig, ...]:
-        """Return the layers that `place` counts: those of `model.first`, or of the pattern."""
+        """Return the layers that `index` counts: those of `model.first`, or of the pattern."""
         return model.first if self.is_first else model.period
 
     def numbers(self, model: ModelConfig) -> Int[np.ndarray, "repeats"]:
@@ -44,9 +44,9 @@ class LayerPath:
         Layers of `model.first` come before those of the pattern. Layers do not share weights.
         """
         if self.is_first:
-            return np.array([self.place])
+            return np.array([self.index])
         repeats = model.count_repeats(depth_of_stack(model, self.name))
-        return len(model.first) + self.place + len(model.period) * np.arange(repeats)
+        return len(model.first) + self.index + len(model.period) * np.arange(repeats)
 
 
 def parse_layer_path(name: str) -> LayerPath | None:
@@ -54,8 +54,8 @@ def parse_layer_path(name: str) -> LayerPath | None:
     match = _NAME.fullmatch(name)
     if match is None:
         return None
-    stack, first, place, parameter = match.groups()
-    return LayerPath(stack, first is not None, int(place), parameter)
+    stack, first, index, parameter = match.groups()
+    return LayerPath(stack, first is not None, int(index), parameter)
 
 
 def depth_of_stack(model: ModelConfig, name: str) -> int:

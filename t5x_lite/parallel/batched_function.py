@@ -1,6 +1,7 @@
 """A compiled function over any number of rows of unequal length, in padded batches of few shapes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import cache, partial
 from typing import TypeAlias
 
 import jax
@@ -79,6 +80,19 @@ class BatchedFunction:
                 padded[row, : len(feature)] = feature
             batch[name] = padded[local_rows]
         return batch
+
+
+def compile_once(mesh: Mesh, batch_size: int, *first: Hashable) -> Callable[..., BatchedFunction]:
+    """Return a function that batches others and keeps what is compiled.
+
+    It maps `function` and `settings` to the `BatchedFunction` of `function(*first, *settings, params, batch)`.
+    """
+
+    @cache
+    def batch_function(function: Callable[..., PyTree[Array]], *settings: Hashable) -> BatchedFunction:
+        return BatchedFunction(partial(function, *first, *settings), mesh, batch_size)
+
+    return batch_function
 
 
 def _padded_length(length: int) -> int:

@@ -7,7 +7,6 @@ from jax.sharding import Mesh
 
 from t5x_lite.models.layer_config import LayerConfig
 from t5x_lite.models.mixers import SelfAttention
-from t5x_lite.models.sharding import mesh_axes, partition_spec
 from t5x_lite.parallel.chips import Chip
 from t5x_lite.planner.figures import CollectiveFigures
 from t5x_lite.planner.hlo import Collective
@@ -43,7 +42,6 @@ def _arrays_of_weights(workload: Workload) -> list[tuple[str, tuple[str, ...], f
     """
     train = workload.config.train
     sizes = workload.mesh.shape
-    gather_axes = mesh_axes(partition_spec(sizes, ("embed",), (workload.config.model.embed,)))
     other_shards = sizes["tensor"] * sizes["pipeline"]
     expert_weights = workload.spec.parameters_with_axis("experts") / other_shards
     other_weights = workload.spec.parameters / other_shards - expert_weights
@@ -52,11 +50,11 @@ def _arrays_of_weights(workload: Workload) -> list[tuple[str, tuple[str, ...], f
 
     width = workload.bytes_per_activation
     gradient_width = 4 if train.reduction_dtype == "float32" else width
-    scattered_width = gradient_width / math.prod(sizes[axis] for axis in gather_axes)
+    scattered_width = gradient_width / math.prod(sizes[axis] for axis in workload.weight_axes)
     sums_over_data = 1 if train.data_reduction == "step" else train.microbatches
     return [
-        ("all-gather", gather_axes, gathered_weights * width * _passes(workload) * train.microbatches),
-        ("reduce-scatter", gather_axes, gathered_weights * gradient_width * train.microbatches),
+        ("all-gather", workload.weight_axes, gathered_weights * width * _passes(workload) * train.microbatches),
+        ("reduce-scatter", workload.weight_axes, gathered_weights * gradient_width * train.microbatches),
         ("all-reduce", ("data",), 2 * weights * scattered_width * sums_over_data),
         ("all-reduce", ("expert",), 2 * other_weights * scattered_width * train.microbatches),
     ]
@@ -89,9 +87,8 @@ def _arrays_of_activations(workload: Workload) -> list[tuple[str, tuple[str, ...
     routed_copies = workload.exchanged_copies * model.count_repeats(model.layers) / sizes["pipeline"]
     # A pass goes through two sublayers of a layer, or sends tokens to experts and back.
     sublayer_passes = 2 * _passes(workload)
-    gather_axes = mesh_axes(partition_spec(sizes, ("embed",), (model.embed,)))
     return [
-        ("all-to-all", gather_axes, 2 * sublayer),
+        ("all-to-all", workload.weight_axes, 2 * sublayer),
         ("all-gather", ("tensor",), layers * sublayer * sublayer_passes),
         ("reduce-scatter", ("tensor",), layers * sublayer * sublayer_passes),
         ("all-gather", ("context",), read_by_others * _passes(workload)),

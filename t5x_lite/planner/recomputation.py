@@ -54,9 +54,9 @@ def _is_repeated(name: str, axes: WeightAxes, workload: Workload) -> bool:
     if "experts" in axes.names:
         return EXCHANGED_ROWS not in SAVED_NAMES.get(remat, ()) or workload.exchanged_copies == 0
     layers = path.period(model)
-    if model.norm_place in NORMS_OF_OUTPUTS or path.place < len(layers) - 1:
+    if model.norm_place in NORMS_OF_OUTPUTS or path.index < len(layers) - 1:
         return True
-    feedforward = model.feedforward_of(layers[path.place])
+    feedforward = model.feedforward_of(layers[path.index])
     is_followed = model.sublayers == "sequential" and not isinstance(feedforward, NoFeedForward)
     is_of_feedforward = product_name(axes.names[axes.stacked : axes.stacked + axes.inputs]) == INNER_PRODUCT
     return is_followed and not is_of_feedforward

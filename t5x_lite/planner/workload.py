@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from t5x_lite.config import RunConfig
 from t5x_lite.models.experts.config import Capacity, Dropless, MoE
 from t5x_lite.models.pipeline import microbatch_count
+from t5x_lite.models.sharding import mesh_axes, partition_spec
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.objectives.objective import ExampleLengths
 from t5x_lite.parallel.mesh import batch_shards
@@ -51,6 +52,11 @@ class Workload:
         rows = train.batch_size / train.microbatches / batch_shards(self.mesh)
         targets = self.lengths.targets if self.config.model.family == "encoder_decoder" else 0
         return rows * self.lengths.texts * (self.lengths.tokens + targets) / self.mesh.shape["context"]
+
+    @property
+    def weight_axes(self) -> tuple[str, ...]:
+        """The mesh axes over which the width of the weights is sharded."""
+        return mesh_axes(partition_spec(self.mesh.shape, ("embed",), (self.config.model.embed,)))
 
     @property
     def exchanged_copies(self) -> float:

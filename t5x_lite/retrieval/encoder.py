@@ -72,7 +72,7 @@ class VectorEncoder:
         return self._apply(_passage_vectors, rows)
 
     def _apply(self, function: Callable[..., Array], rows: Sequence[Features]) -> Vectors:
-        vectors = self.model.map_rows(function, [without_padding(row) for row in rows], "embedding")
+        vectors = self.model.apply_to_rows(function, [without_padding(row) for row in rows], "embedding")
         return np.stack(vectors) if vectors else np.zeros((0, self.width), np.float32)
 
 

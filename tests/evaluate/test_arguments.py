@@ -1,12 +1,15 @@
 """Arguments of `t5x-lite eval`: which evaluators they choose, and which of these an option sets."""
 
+from typing import ClassVar
+
 import pytest
 
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.command import choose_evaluators, parse_request
 from t5x_lite.evaluate.demonstrations import Balanced
-from t5x_lite.evaluate.evaluators import Blimp, Cloze, FewShot, Memorisation, Perplexity, Tasks
+from t5x_lite.evaluate.evaluators import EVALUATORS, Blimp, Cloze, Evaluator, FewShot, Memorisation, Perplexity, Tasks
+from t5x_lite.evaluate.evaluators.evaluator import Argument
 from tests.conftest import REPOSITORY
 
 CLOZE = REPOSITORY / "configs/cloze/sst2.yaml"
@@ -55,3 +58,12 @@ def test_an_option_may_be_written_once() -> None:
         parse_request(["tasks=x", "window=3", "--window=4"], None, None)
     with pytest.raises(UserError, match=r"--limit and limit= are the same"):
         parse_request(["tasks=x", "limit=3"], None, 3)
+
+
+def test_an_argument_that_nothing_reads_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unread(Evaluator):
+        argument: ClassVar[Argument | None] = Argument("unread", "read by nothing")
+
+    monkeypatch.setitem(EVALUATORS, "unread", Unread)
+    with pytest.raises(UserError, match=r"unread= of .*Unread needs a `field` of its Argument, or `from_argument`"):
+        parse_request(["unread=x"], None, None)

@@ -31,10 +31,10 @@ def likelihood() -> Likelihood:
     """The likelihood of a decoder with two soft tokens."""
     mesh = make_mesh(MeshConfig())
 
-    def map_rows(function: Callable[..., Any], rows: list[Features], verb: str, *settings: object) -> list[Any]:
+    def apply_to_rows(function: Callable[..., Any], rows: list[Features], verb: str, *settings: object) -> list[Any]:
         return BatchedFunction(partial(function, SPEC, *settings), mesh, batch_size=1)(PARAMS, rows, verb)
 
-    return Likelihood(CONFIG, map_rows, soft_prompt=np.array([-1, -2]))
+    return Likelihood(CONFIG, apply_to_rows, soft_prompt=np.array([-1, -2]))
 
 
 def test_long_inputs_keep_their_soft_tokens(likelihood: Likelihood) -> None:

@@ -52,7 +52,7 @@ class AttentionMap(Evaluator):
         if model.soft_prompt_ids.size:
             raise UserError("attention_map shows the tokens of a text, but this run has a soft prompt before them")
         (row,) = encode_texts(model, [self.prompt], self.tokens)
-        (weights,) = model.map_rows(compute_attention_weights, [row], "attention")
+        (weights,) = model.apply_to_rows(compute_attention_weights, [row], "attention")
         length = len(row["tokens"])
         parts = np.rint(LEVELS * np.asarray(weights)[..., :length, :length]).astype(np.uint8)
         if jax.process_index() == 0:

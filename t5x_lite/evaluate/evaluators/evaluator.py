@@ -75,7 +75,7 @@ class Evaluator(Config):
 
     An evaluator is one file: a class of this kind and an entry in `EVALUATORS`. It imports JAX inside `run`, so that a
     config is checked before JAX starts. Whatever it compiles for a model belongs to the model, which keeps it from one
-    evaluation to the next, as `map_rows` does.
+    evaluation to the next, as `apply_to_rows` does.
     """
 
     argument: ClassVar[Argument | None] = None
@@ -94,8 +94,8 @@ class Evaluator(Config):
         Raises:
             UserError: the value cannot be read.
         """
-        if cls.argument is None or cls.argument.field is None:
-            raise NotImplementedError(f"{cls.__name__} has an argument without a field, and no from_argument")
+        assert cls.argument is not None
+        assert cls.argument.field is not None, "an argument without a field has a from_argument"
         yield Sources.of_command_line({cls.argument.field: value})
 
     def model_problems(self, model: ModelConfig) -> Iterator[str]:

@@ -163,9 +163,6 @@ def _exchange_rows(
 
 def _gather_weights(shard: Array, spec: PartitionSpec) -> Array:
     """Return the weights of this device's experts, of which the devices of the other mesh axes have parts."""
-    if len(shard) == 1 and mesh_axes(spec[:1]) in ((), (EXPERT_AXIS,)):
-        # With an axis of one expert a TPU sums the gradients on all devices, instead of scattering the sum.
-        return _gather_weights(shard[0], PartitionSpec(*spec[1:]))[None]
     for axis, part in enumerate(spec):
         if part is not None and EXPERT_AXIS not in mesh_axes([part]):
             shard = gather_shards(shard, spec, axis)
