@@ -199,8 +199,8 @@ class Surgeon:
 
 
 def _blocks(stack: Stack) -> list[Block]:
-    first = [] if stack.first is None else _blocks(stack.first)
-    return [*first, *[stack.layers[number] for number in stack.layers]]
+    first = [] if stack.first is None else list(stack.first.layers.values())
+    return [*first, *stack.layers.values()]
 
 
 def _any_weight(block: Block) -> Weight:
