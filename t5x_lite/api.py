@@ -24,16 +24,16 @@ from t5x_lite.evaluate import embed as embedding
 from t5x_lite.evaluate import score as scoring
 from t5x_lite.evaluate.embed import Embeddings
 from t5x_lite.evaluate.evaluators import Evaluator
-from t5x_lite.evaluate.hidden_tokens import build_token_hider
 from t5x_lite.evaluate.likelihood import Likelihood, TargetScorer
+from t5x_lite.evaluate.masked_tokens import build_token_masker
 from t5x_lite.evaluate.pseudo_likelihood import PseudoLikelihood
 from t5x_lite.evaluate.tasks import TaskEvaluation
 from t5x_lite.evaluate.words import WordStarts
 from t5x_lite.models.int8_weights import quantize_weights
 from t5x_lite.models.loss_terms import Batch, LossFunction, LossTerms
 from t5x_lite.models.spec import ModelSpec
-from t5x_lite.objectives.framing import input_start, soft_tokens, task_frame, text_start
 from t5x_lite.objectives.objective import ExampleContext
+from t5x_lite.objectives.special_tokens import input_start, task_template, text_start, virtual_tokens
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.batched_function import Features, compile_once
 from t5x_lite.run_data import example_context, open_run_data
@@ -100,7 +100,7 @@ class Model:
     @property
     def soft_prompt_ids(self) -> Int[np.ndarray, "_"]:
         """Ids of the soft prompt that an adaptation has learnt: -1, -2, and so on. They come before every text."""
-        return soft_tokens(self.config.method.placeholders)
+        return virtual_tokens(self.config.method.num_virtual_tokens)
 
     @cached_property
     def bos_ids(self) -> Int[np.ndarray, "_"]:
@@ -160,13 +160,13 @@ class Model:
 
         In a decoder the text follows `bos_ids`; where both have no tokens, EOS stands for them. EOS ends the text if
         the model gives texts vectors, as it has learnt them. In an encoder_decoder the text is between `bos_ids` and
-        the tokenizer's `ending`, in an encoder between [CLS] and [SEP].
+        the tokenizer's `suffix_tokens`, in an encoder between [CLS] and [SEP].
         """
         if self.config.model.family == "encoder_decoder":
             return self.generator.encode_prompt(text)
         token_ids = self.tokenizer.encode(text)
-        if self.config.model.frames_texts:
-            token_ids = task_frame(self.example_context, "a text").tokens([token_ids])
+        if self.config.model.adds_special_tokens:
+            token_ids = task_template(self.example_context, "a text").tokens([token_ids])
         else:
             token_ids = np.concatenate([self.bos_ids, token_ids])
         if not len(token_ids):
@@ -251,8 +251,8 @@ class Model:
         word_starts = None
         if self.config.eval.likelihood == "pseudo_word":
             word_starts = WordStarts(self.tokenizer)
-        hider = build_token_hider(self.config, self.example_context)
-        return PseudoLikelihood(hider, self.apply_to_rows, word_starts=word_starts)
+        masker = build_token_masker(self.config, self.example_context)
+        return PseudoLikelihood(masker, self.apply_to_rows, word_starts=word_starts)
 
     @cached_property
     def data(self) -> TrainingData:
@@ -308,7 +308,7 @@ class Model:
         return decoding_settings(**{"tokens": default_tokens(self.config.model.max_length), **settings})
 
     def fill(self, text: str, count: int = 5) -> list[Candidates]:
-        """Return the likeliest tokens with their probabilities for each [MASK] of a text, predicted by an encoder."""
+        """Return the most likely tokens with their probabilities for each [MASK] of a text, predicted by an encoder."""
         return fill_masks(self, text, count)
 
     def score(self, texts: str | Sequence[str], inputs: str | Sequence[str] | None = None) -> list[float]:
@@ -359,7 +359,7 @@ class Model:
         if decoder_tokens is not None:
             states = module(tokens, decoder_tokens, segment_ids=segment_ids)
             return module.logits(states)
-        module = module.reader
+        module = module.text_model
         states = module(tokens, segment_ids=segment_ids)
         if "tokens" in self.config.model.outputs:
             return module.logits(states)

@@ -57,8 +57,8 @@ def objective_problems(config: "RunConfig", objective: Objective) -> Iterator[st
         )
     if config.data.order != "consecutive":
         yield from memory_problems(config.model)
-    if config.method.placeholders:
-        yield f"objective {objective.name} has no place for soft tokens (adapt.method) without `tasks`"
+    if config.method.num_virtual_tokens:
+        yield f"objective {objective.name} has no place for virtual tokens (adapt.method) without `tasks`"
     # Sources with the same settings have the same problem.
     problems: dict[str, None] = {}
     for source in config.data.sources:
@@ -144,8 +144,8 @@ def distillation_problems(config: "RunConfig") -> Iterator[str]:
         yield f"distillation is for objectives that predict the tokens of a text, not for objective {name}"
     if config.data.order == "consecutive":
         yield "distillation: the teacher carries no states from batch to batch; set data.order=shuffled"
-    if config.method.placeholders:
-        yield "distillation: the teacher cannot read the soft tokens of adapt.method; take another method"
+    if config.method.num_virtual_tokens:
+        yield "distillation: the teacher cannot read the virtual tokens of adapt.method; take another method"
     if config.method.rewinds:
         yield "distillation: adapt.method lottery has the losses of the dense run; remove one of the two"
 
@@ -155,8 +155,8 @@ def _policy_problems(config: "RunConfig", objective: PolicyOptimization) -> Iter
     train = config.train
     if config.adapt is None:
         yield f"objective {objective.name} improves the answers of another run: give adapt.from"
-    if config.method.placeholders and config.tasks:
-        yield f"objective {objective.name} samples answers without soft tokens: take another adapt.method, such as lora"
+    if config.method.num_virtual_tokens and config.tasks:
+        yield (f"objective {objective.name} samples answers without virtual tokens; take another adapt.method, as lora")
     if config.method.trains_head_alone:
         name = component_name(ADAPTATIONS, config.method)
         yield (

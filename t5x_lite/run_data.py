@@ -79,7 +79,7 @@ def example_context(config: RunConfig, tokenizer: Tokenizer) -> ExampleContext:
         seq_len=config.train.seq_len,
         vocabulary=tokenizer.vocabulary(),
         family=config.model.family,
-        placeholders=config.method.placeholders,
+        num_virtual_tokens=config.method.num_virtual_tokens,
         start_token=config.model.start_token,
     )
 

@@ -21,9 +21,9 @@ from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.data.tokenizer_settings import apply_settings
 from t5x_lite.errors import UserError
 from t5x_lite.files import read_json_object, write_file
+from t5x_lite.models.character_ids import CharacterIds
 from t5x_lite.models.spec import ModelSpec, model_spec
-from t5x_lite.models.spelling import Spelling
-from t5x_lite.objectives.framing import CLS, SEP
+from t5x_lite.objectives.special_tokens import CLS, SEP
 from t5x_lite.parallel.mesh import shape_structs, shardings
 from t5x_lite.plugins import load_plugins
 from t5x_lite.run_layout import CONFIG_FILE, HUGGINGFACE_CONFIG, LOCK_FILE, checkpoints_folder, is_step
@@ -303,7 +303,7 @@ def _spec_of_run(config: RunConfig, tokenizer: Tokenizer | None) -> ModelSpec:
     end = [tokenizer.special[name] for name in SEP if name in tokenizer.special]
     pieces = [tokenizer.piece(token) for token in range(tokenizer.vocab)]
     shape = (config.model.vocab, characters.length)
-    return replace(spec, spelling=Spelling.of(pieces, shape, begin, end))
+    return replace(spec, character_ids=CharacterIds.of(pieces, shape, begin, end))
 
 
 @contextmanager

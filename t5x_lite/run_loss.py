@@ -144,7 +144,7 @@ def _with_further_terms(
     return terms
 
 
-def prepared_answers(
+def make_rollout_preparer(
     config: RunConfig, spec: ModelSpec, batch_shards: int
 ) -> Callable[[PyTree, Batch], Mapping[str, Array]]:
     """Return the function from parameters, and prompts with answers and rewards, to the features of the loss.

@@ -17,9 +17,9 @@ from t5x_lite.errors import UserError
 from t5x_lite.integers import ceil_div
 from t5x_lite.models.loss_terms import Batch
 from t5x_lite.objectives.features import stacked
-from t5x_lite.objectives.framing import encoder_frame_size, frame_texts, text_start
 from t5x_lite.objectives.objective import Features
 from t5x_lite.objectives.reward import Reward
+from t5x_lite.objectives.special_tokens import build_text_features, num_encoder_special_tokens, text_start
 from t5x_lite.objectives.supervised import pooled_states
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.run_data import example_context
@@ -134,7 +134,7 @@ class RunRewards:
         self._mesh = mesh
         self._params = params
         context = example_context(run.config, run.tokenizer)
-        self._context = replace(context, seq_len=seq_len + encoder_frame_size(2))
+        self._context = replace(context, seq_len=seq_len + num_encoder_special_tokens(2))
         # A run whose records have a `text` before both answers has learnt pairs; any other reads one text.
         (task,) = run.config.tasks
         self._reads_pairs = "text" in find_task(task).columns
@@ -147,7 +147,7 @@ class RunRewards:
 
     def __call__(self, answers: Sequence[SampledAnswer]) -> Float32[np.ndarray, "answers"]:
         """Return the scores of the model."""
-        rows = [self._frame(answer) for answer in answers]
+        rows = [self._build_features(answer) for answer in answers]
         shards = meshes.batch_shards(self._mesh)
         size = ceil_div(len(rows), shards) * shards
         rows += rows[:1] * (size - len(rows))
@@ -156,16 +156,16 @@ class RunRewards:
         scores = jax.device_get(self._compute_scores(self._params, batch))
         return np.asarray(scores, np.float32)[: len(answers)]
 
-    def _frame(self, answer: SampledAnswer) -> Features:
+    def _build_features(self, answer: SampledAnswer) -> Features:
         """Return the features of a prompt with its answer, as the reward run has learnt them."""
         prompt = answer.prompt_ids
         start = text_start(self._context)
-        if tuple(prompt[: len(start)]) == start:  # the frame has it too
+        if tuple(prompt[: len(start)]) == start:  # `build_text_features` adds it too
             prompt = prompt[len(start) :]
         texts = [prompt, answer.answer_ids]
         if not self._reads_pairs:
             texts = [np.concatenate(texts)]
-        return frame_texts(texts, self._context)
+        return build_text_features(texts, self._context)
 
 
 def _open_reward_run(name: str, config: RunConfig, tokenizer: Tokenizer) -> tuple[Run, int | None]:
@@ -184,7 +184,7 @@ def _open_reward_run(name: str, config: RunConfig, tokenizer: Tokenizer) -> tupl
             f"{key}: has another tokenizer than this run, so that it would read other tokens than were sampled; train "
             "the reward model from a run with this tokenizer (adapt.from)"
         )
-    longest = config.train.seq_len + encoder_frame_size(2)
+    longest = config.train.seq_len + num_encoder_special_tokens(2)
     max_length = run.config.model.max_length
     if max_length is not None and longest > max_length:
         raise UserError(

@@ -66,7 +66,7 @@ def open_teacher(config: RunConfig) -> Teacher | None:
             f"{key}: its decoder begins with token {model.start_token}; set model.start_token to it, now "
             f"{config.model.start_token}"
         )
-    return Teacher(run, step, replace(model_spec(model), spelling=run.spec.spelling))
+    return Teacher(run, step, replace(model_spec(model), character_ids=run.spec.character_ids))
 
 
 def check_teacher(config: RunConfig, tokenizer: Tokenizer) -> None:

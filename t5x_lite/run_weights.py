@@ -125,7 +125,7 @@ def initial_weights(
     for number, folder in enumerate(method.sources):
         for name, value in _adapter_weights(folder, method, mesh, source).items():
             old[f"{number}:{name}"] = value
-    create = _creation(config, run)
+    create = _weight_initializer(config, run)
     shapes = flatten_names(spec.shapes)
     created_shapes = jax.eval_shape(create, old)
     _check_shapes(created_shapes, shapes, config, run)
@@ -152,7 +152,7 @@ def check_source_model(config: RunConfig) -> None:
         trained = adapter.config.trainable_split(adapter.spec.axes).trained(adapter.spec.shapes)
         for name, shape in flatten_names(trained).items():
             old[f"{number}:{name}"] = shape
-    created_shapes = jax.eval_shape(_creation(config, run), old)
+    created_shapes = jax.eval_shape(_weight_initializer(config, run), old)
     _check_shapes(created_shapes, flatten_names(model_spec(config.model, config.method.surgery).shapes), config, run)
 
 
@@ -164,7 +164,7 @@ def with_source_vocab(config: RunConfig, source: Run) -> RunConfig:
     return config.model_copy(update={"model": model})
 
 
-def _creation(config: RunConfig, source: Run) -> Callable[[dict[str, Array]], dict[str, Array]]:
+def _weight_initializer(config: RunConfig, source: Run) -> Callable[[dict[str, Array]], dict[str, Array]]:
     """Return the function from the weights of a run, and of adapters, to the first weights of a config's model."""
     old_model = source.config.model
     is_electra = old_model.family == "electra"

@@ -235,7 +235,7 @@ def test_answers_are_not_sampled_after_soft_tokens(small: Path, objective: str, 
     values["objective"] = {objective: {"verifier": "exact_match", "answer_len": 4}}
     values["adapt"] = {"from": "runs/base", "method": {method: {"length": 2}}}
     values["tasks"] = "prompts"
-    with pytest.raises(UserError, match=f"objective {objective} samples answers without soft tokens"):
+    with pytest.raises(UserError, match=f"objective {objective} samples answers without virtual tokens"):
         schema.validate(config.RunConfig, schema.Sources(values, {}))
 
 

@@ -57,11 +57,11 @@ class AdaptationMethod(Config):
     @property
     def keeps_base(self) -> bool:
         """Return whether the first weights stay in memory, so that losses can compare with the first model."""
-        return self.copies_base or (self.freezes_base and not self.placeholders)
+        return self.copies_base or (self.freezes_base and not self.num_virtual_tokens)
 
     @property
-    def placeholders(self) -> int:
-        """Return the number of soft tokens, of ids -1, -2, …, before each input."""
+    def num_virtual_tokens(self) -> int:
+        """Return the number of virtual tokens, of ids -1, -2, …, before each input."""
         return 0
 
     @property

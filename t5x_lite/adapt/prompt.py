@@ -22,15 +22,17 @@ class Prompt(AdaptationMethod):
 
     freezes_base: ClassVar[bool] = True
 
-    length: Int = setting(20, "soft tokens; they take room of train.seq_len", ge=1, source="Lester et al. 2021, §3.2")
+    length: Int = setting(
+        20, "virtual tokens, which take room of train.seq_len", ge=1, source="Lester et al. 2021, §3.2"
+    )
 
     @property
-    def placeholders(self) -> int:
+    def num_virtual_tokens(self) -> int:
         """Return `length`."""
         return self.length
 
     def check(self, model: ModelConfig) -> None:
-        """Raise ValueError for more soft tokens than the model has positions."""
+        """Raise ValueError for more virtual tokens than the model has positions."""
         if model.max_length is not None and self.length >= model.max_length:
             raise ValueError(f"adapt.method length {self.length}: the model has {model.max_length} positions")
 
@@ -62,10 +64,10 @@ class Prompt(AdaptationMethod):
 
 
 class Prefix(Prompt):
-    """As `prompt`, with learned keys and values of the soft tokens in every layer that reads the inputs."""
+    """As `prompt`, with learned keys and values of the virtual tokens in every layer that reads the inputs."""
 
     def check(self, model: ModelConfig) -> None:
-        """Raise ValueError for too many soft tokens, or a layer without keys and values of each head."""
+        """Raise ValueError for too many virtual tokens, or a layer without keys and values of each head."""
         super().check(model)
         for layer in (*model.first, *model.period):
             if not isinstance(layer.mixer, SelfAttention) or isinstance(layer.mixer, LatentAttention):

@@ -10,12 +10,12 @@ import tokenizers
 from t5x_lite.data.huggingface_tokenizer import SPLITS_SPECIAL_TOKENS, HuggingFace
 from t5x_lite.data.tokenizer import SETTINGS_FILE, SentencePiece, Settings, Tokenizer
 from t5x_lite.data.tokenizer_settings import CHAT_TEMPLATE, copy_settings
-from t5x_lite.data.vocabulary_files import frame_texts
+from t5x_lite.data.vocabulary_files import add_special_tokens
 from t5x_lite.errors import UserError
 from t5x_lite.files import write_file
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.objectives.framing import CLS, LAST_CLS, LAST_SEP, SEP
 from t5x_lite.objectives.masked import MASK
+from t5x_lite.objectives.special_tokens import CLS, LAST_CLS, LAST_SEP, SEP
 from t5x_lite.run_dir import Run
 
 SENTENCEPIECE_FILES = {
@@ -59,7 +59,7 @@ def write_tokenizer(run: Run, folder: Path, model: ModelConfig, tokenizer_class:
         print(f"export: no tokenizer.json: {error}", file=sys.stderr, flush=True)
         return
     if backend.post_processor is None:
-        _frame(backend, tokenizer, model)
+        _add_to_backend(backend, tokenizer, model)
     write_file(folder / "tokenizer.json", backend.to_str())
     settings = {**_describe(tokenizer, model), **imported_settings, "tokenizer_class": "PreTrainedTokenizerFast"}
     for name in CONSTRUCTOR_SETTINGS:
@@ -67,19 +67,19 @@ def write_tokenizer(run: Run, folder: Path, model: ModelConfig, tokenizer_class:
     write_file(folder / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
 
 
-def _frame(backend: tokenizers.Tokenizer, tokenizer: Tokenizer, model: ModelConfig) -> None:
+def _add_to_backend(backend: tokenizers.Tokenizer, tokenizer: Tokenizer, model: ModelConfig) -> None:
     """Put the special tokens around a text that the model was trained with."""
     if model.family == "encoder" and _present(tokenizer, LAST_CLS):
-        frame_texts(backend, None, _present(tokenizer, LAST_SEP), end=_present(tokenizer, LAST_CLS))
+        add_special_tokens(backend, None, _present(tokenizer, LAST_SEP), end=_present(tokenizer, LAST_CLS))
     elif model.family == "encoder":
         cls = _present(tokenizer, CLS)
         sep = _present(tokenizer, SEP)
         if cls and sep:
-            frame_texts(backend, cls, sep)
+            add_special_tokens(backend, cls, sep)
     elif model.family == "encoder_decoder" and tokenizer.eos is not None:
-        frame_texts(backend, None, _name(tokenizer, tokenizer.eos))
+        add_special_tokens(backend, None, _name(tokenizer, tokenizer.eos))
     elif tokenizer.bos is not None:
-        frame_texts(backend, _name(tokenizer, tokenizer.bos), None)
+        add_special_tokens(backend, _name(tokenizer, tokenizer.bos), None)
 
 
 def _describe(tokenizer: Tokenizer, model: ModelConfig) -> Settings:

@@ -14,7 +14,7 @@ from t5x_lite.data.tokenizer import SentencePiece, Settings, Tokenizer
 from t5x_lite.data.tokenizer_config import TokenizerFile
 from t5x_lite.data.tokenizer_files import from_file, unreadable_as_user_error, with_extra_ids
 from t5x_lite.data.tokenizer_settings import added_tokens, apply_settings, complete_settings, token_name
-from t5x_lite.data.vocabulary_files import frame_texts, mark_special_tokens, read_byte_level, read_word_piece
+from t5x_lite.data.vocabulary_files import add_special_tokens, mark_special_tokens, read_byte_level, read_word_piece
 from t5x_lite.errors import UserError
 
 MOSES_TOKENIZER = "XLMTokenizer"
@@ -100,7 +100,7 @@ def _read_albert(model: bytes, settings: Settings) -> HuggingFace:
         steps += [normalizers.NFKD(), normalizers.StripAccents()]
     if settings.get("do_lower_case", lowers) is not False:
         steps.append(normalizers.Lowercase())
-    return _read_framed(model, steps, settings)
+    return _read_with_special_tokens(model, steps, settings)
 
 
 def _read_deberta(model: bytes, settings: Settings) -> HuggingFace:
@@ -108,10 +108,10 @@ def _read_deberta(model: bytes, settings: Settings) -> HuggingFace:
     steps: list[normalizers.Normalizer] = []
     if settings.get("do_lower_case") is True:
         steps.append(normalizers.Lowercase())
-    return _read_framed(model, steps, settings)
+    return _read_with_special_tokens(model, steps, settings)
 
 
-def _read_framed(model: bytes, steps: Sequence[normalizers.Normalizer], settings: Settings) -> HuggingFace:
+def _read_with_special_tokens(model: bytes, steps: Sequence[normalizers.Normalizer], settings: Settings) -> HuggingFace:
     """Read a SentencePiece model with first steps of normalisation, and special tokens around each text.
 
     XLNet's are all at the end.
@@ -121,7 +121,7 @@ def _read_framed(model: bytes, steps: Sequence[normalizers.Normalizer], settings
     cls = token_name(settings.get("cls_token"))
     sep = token_name(settings.get("sep_token"))
     if settings["tokenizer_class"] == XLNET:
-        frame_texts(tokenizer, None, sep, end=cls)
+        add_special_tokens(tokenizer, None, sep, end=cls)
     else:
-        frame_texts(tokenizer, cls, sep)
+        add_special_tokens(tokenizer, cls, sep)
     return HuggingFace(tokenizer.to_str().encode(), settings)

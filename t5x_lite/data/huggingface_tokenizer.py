@@ -88,11 +88,11 @@ class HuggingFace(Tokenizer):
         is_byte_level = isinstance(self._tokenizer.decoder, tokenizers.decoders.ByteLevel)
         return " " if is_byte_level and not adds_space else ""
 
-    def beginning(self) -> Int32[np.ndarray, "tokens"]:
-        return super().beginning() if self._template is None else self._template[0]
+    def prefix_tokens(self) -> Int32[np.ndarray, "tokens"]:
+        return super().prefix_tokens() if self._template is None else self._template[0]
 
-    def ending(self) -> Int32[np.ndarray, "tokens"]:
-        return super().ending() if self._template is None else self._template[1]
+    def suffix_tokens(self) -> Int32[np.ndarray, "tokens"]:
+        return super().suffix_tokens() if self._template is None else self._template[1]
 
     @cached_property
     def _template(self) -> tuple[Int32[np.ndarray, "_"], Int32[np.ndarray, "_"]] | None:

@@ -33,8 +33,8 @@ from t5x_lite.data.stages import Stage
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.data.training_data import ExampleSequence, PipelineSettings, TrainingData, ValidationBatches
 from t5x_lite.errors import UserError
-from t5x_lite.objectives.framing import text_start
 from t5x_lite.objectives.objective import ExampleContext
+from t5x_lite.objectives.special_tokens import text_start
 
 FREQUENCY_TOKENS = 10_000_000
 """Tokens from the beginning of each source over which the frequency of tokens is counted."""
@@ -199,10 +199,10 @@ def open_data(settings: PipelineSettings, tokenizer: Tokenizer, task_names: Sequ
     if task_names:
         return open_task_data(settings, tokenizer, task_names)
     sources = settings.data.sources
-    beginning = _document_start(settings.context)
+    prefix_tokens = _document_start(settings.context)
     folders = []
     for source in sources:
-        folders.append(prepare_corpus(source, settings.data.of_source(source), tokenizer, beginning=beginning))
+        folders.append(prepare_corpus(source, settings.data.of_source(source), tokenizer, prefix_tokens=prefix_tokens))
     training = [Corpus(folder, "train") for folder in folders]
     held_out = [Corpus(folder, "validation") for folder in folders]
     mixes_tokens = settings.data.mixture_by == "tokens" and len(folders) > 1
@@ -243,7 +243,7 @@ def _prepare_stage(settings: PipelineSettings, stage: Stage, folders: Sequence[s
 
 
 def _document_start(context: ExampleContext) -> tuple[int, ...]:
-    """Return the ids before each document: a decoder reads documents as they are, others have objectives frame them."""
+    """Return the ids before each document in a decoder; for other models objectives add the special tokens."""
     return text_start(context) if context.family == "decoder" else ()
 
 
@@ -284,8 +284,8 @@ def prepare_sources(
     prepared: list[PreparedSource] = []
     for source in settings.data.sources:
         source_settings = settings.of_source(source)
-        beginning = _document_start(settings.context)
-        folder = prepare_corpus(source, source_settings.data, tokenizer, runner, beginning=beginning)
+        prefix_tokens = _document_start(settings.context)
+        folder = prepare_corpus(source, source_settings.data, tokenizer, runner, prefix_tokens=prefix_tokens)
         prepared.append(PreparedSource(source.name, folder, prepare_rows(folder, row_rule(source_settings))))
     for stage in settings.all_stages():
         _prepare_stage(settings, stage, [source.folder for source in prepared])

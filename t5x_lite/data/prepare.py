@@ -51,7 +51,7 @@ def prepare_corpus(
     tokenizer: Tokenizer,
     runner: str | None = None,
     *,
-    beginning: tuple[int, ...] = (),
+    prefix_tokens: tuple[int, ...] = (),
     smallest_unit: int = SMALLEST_UNIT,
 ) -> str:
     """Return the folder of a source's token corpus, after tokenising what is not there yet.
@@ -64,25 +64,25 @@ def prepare_corpus(
         data: options of the corpus, and the folder of the cache.
         tokenizer: makes token ids.
         runner: a runner of Apache Beam that tokenises, such as DirectRunner; None uses processes of this machine.
-        beginning: ids before each document that is not a conversation.
+        prefix_tokens: ids before each document that is not a conversation.
         smallest_unit: smallest target size of a unit of text, in bytes.
 
     Raises:
         UserError: no text, a line that cannot be read, a full disk, a store that cannot be used, a process that was
             killed. Finished units are kept, and a rerun continues.
     """
-    listed = _listing_file(source, data, tokenizer, beginning, smallest_unit)
+    listed = _listing_file(source, data, tokenizer, prefix_tokens, smallest_unit)
     folder = read_listing_file(listed, expand(data.cache_dir)) if listed else None
     if folder is not None and file_exists(CorpusFiles(folder).summary):
         return folder
-    folder = _prepare_units(source, data, tokenizer, runner, beginning, smallest_unit)
+    folder = _prepare_units(source, data, tokenizer, runner, prefix_tokens, smallest_unit)
     if listed:
         write_listing_file(listed, folder)
     return folder
 
 
 def _listing_file(
-    source: MixedSource, data: DataConfig, tokenizer: Tokenizer, beginning: tuple[int, ...], smallest_unit: int
+    source: MixedSource, data: DataConfig, tokenizer: Tokenizer, prefix_tokens: tuple[int, ...], smallest_unit: int
 ) -> str | None:
     """See `corpus_of_listing.listing_file`; None for text that is not listed."""
     sources_of_text = [source]
@@ -90,7 +90,7 @@ def _listing_file(
         sources_of_text.append(_validation_source(source, data))
     if not is_listed(sources_of_text):
         return None
-    settings = [str(FORMAT), tokenizer.fingerprint, _describe_options(data, tokenizer, beginning, source.cleaning)]
+    settings = [str(FORMAT), tokenizer.fingerprint, _describe_options(data, tokenizer, prefix_tokens, source.cleaning)]
     return listing_file(sources_of_text, expand(data.cache_dir), "\n".join([*settings, str(smallest_unit)]))
 
 
@@ -99,22 +99,22 @@ def _prepare_units(
     data: DataConfig,
     tokenizer: Tokenizer,
     runner: str | None,
-    beginning: tuple[int, ...],
+    prefix_tokens: tuple[int, ...],
     smallest_unit: int,
 ) -> str:
     """Tokenise the units of a source that are not tokenised yet, and return the folder of the corpus."""
     jobs = _list_jobs(source, data, smallest_unit)
     _warn_of_shared_files(jobs)
-    files = CorpusFiles(_folder(source, jobs, data, tokenizer, beginning, FORMAT))
+    files = CorpusFiles(_folder(source, jobs, data, tokenizer, prefix_tokens, FORMAT))
     if file_exists(files.summary):
         return files.folder
     processes = data.prepare_processes or os.cpu_count() or 1
-    tokenise = partial(tokenise_unit, files=files, data=data, tokenizer=tokenizer, beginning=beginning)
+    tokenise = partial(tokenise_unit, files=files, data=data, tokenizer=tokenizer, prefix_tokens=prefix_tokens)
     try:
         make_folder(files.folder)
         with lock_folder(files.folder):
             if not file_exists(files.summary):
-                _announce_old_format(_folder(source, jobs, data, tokenizer, beginning, FORMAT - 1))
+                _announce_old_format(_folder(source, jobs, data, tokenizer, prefix_tokens, FORMAT - 1))
                 _clean_missing(files.folder, jobs, runner, processes)
                 _tokenise_missing(files, jobs, tokenise, runner, processes)
                 units = [job.name for job in jobs]
@@ -130,11 +130,13 @@ def _folder(
     jobs: Sequence[TokeniseJob],
     data: DataConfig,
     tokenizer: Tokenizer,
-    beginning: tuple[int, ...],
+    prefix_tokens: tuple[int, ...],
     version: int,
 ) -> str:
     """Return the folder of a corpus of some version of the format."""
-    return join(expand(data.cache_dir), f"{source.name}-{_hash_settings(jobs, data, tokenizer, beginning, version)}")
+    return join(
+        expand(data.cache_dir), f"{source.name}-{_hash_settings(jobs, data, tokenizer, prefix_tokens, version)}"
+    )
 
 
 def _warn_of_shared_files(jobs: Sequence[TokeniseJob]) -> None:
@@ -187,18 +189,18 @@ def _validation_source(source: MixedSource, data: DataConfig) -> MixedSource:
 
 
 def _hash_settings(
-    jobs: Sequence[TokeniseJob], data: DataConfig, tokenizer: Tokenizer, beginning: tuple[int, ...], version: int
+    jobs: Sequence[TokeniseJob], data: DataConfig, tokenizer: Tokenizer, prefix_tokens: tuple[int, ...], version: int
 ) -> str:
     """Return a hash of all that decides which tokens are written, and into which split."""
     cleaning = next((job.cleaning.steps for job in jobs if job.cleaning), ())
-    lines = [str(version), tokenizer.fingerprint, _describe_options(data, tokenizer, beginning, cleaning)]
+    lines = [str(version), tokenizer.fingerprint, _describe_options(data, tokenizer, prefix_tokens, cleaning)]
     for job in jobs:
         lines.append(f"{job.role} {job.unit.identity}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def _describe_options(
-    data: DataConfig, tokenizer: Tokenizer, beginning: tuple[int, ...], cleaning: Sequence[CleaningStep]
+    data: DataConfig, tokenizer: Tokenizer, prefix_tokens: tuple[int, ...], cleaning: Sequence[CleaningStep]
 ) -> str:
     """Return a text of the settings that decide which tokens are written, and into which split."""
     options = f"{data.end_of_document} {data.validation_fraction} {data.validation_by}"
@@ -210,8 +212,8 @@ def _describe_options(
         options += " with the space between sentences"
     if data.end_of_document and tokenizer.eos != tokenizer.usual_eos:
         options += f" end of document {tokenizer.eos}"
-    if beginning and data.parts != "turns":
-        options += f" beginning of document {beginning}"
+    if prefix_tokens and data.parts != "turns":
+        options += f" beginning of document {prefix_tokens}"
     if cleaning:
         options += f" cleaning {describe_steps(cleaning)}"
     return options

@@ -19,7 +19,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.objectives import TextToText
 from t5x_lite.objectives.features import stacked
 from t5x_lite.objectives.objective import ExampleContext, Features, Objective
-from t5x_lite.objectives.supervised import Coder, Supervised
+from t5x_lite.objectives.supervised import Supervised, TaskTokenizer
 
 MAX_EXAMINED_RECORDS = 1000
 """Training records of a task, evenly spread, whose lengths are compared with that of a row when a run begins."""
@@ -96,13 +96,13 @@ class TaskData:
 
     Attributes:
         settings: settings of the run.
-        coder: the run's tokenizer, for objectives.
+        tokenizer: the run's tokenizer, for objectives.
         training: the training records of each task.
         held_out: the validation records of each task.
     """
 
     settings: PipelineSettings
-    coder: Coder
+    tokenizer: TaskTokenizer
     training: list[TaskRecords]
     held_out: list[TaskRecords]
 
@@ -131,9 +131,9 @@ class TaskData:
         try:
             if isinstance(self.objective, TextToText):
                 inputs, targets = records.task.text(record, form)
-                return [self.objective.records_example(inputs, targets, self.coder, self.context)]
+                return [self.objective.records_example(inputs, targets, self.tokenizer, self.context)]
             assert isinstance(self.objective, Supervised)
-            return self.objective.examples(record, self.coder, self.context)
+            return self.objective.examples(record, self.tokenizer, self.context)
         except (ValueError, TypeError) as error:
             raise UserError(f"{records.describe_location(number)}: task {records.name}: {error}") from None
 
@@ -223,14 +223,16 @@ def open_task_data(settings: PipelineSettings, tokenizer: Tokenizer, task_names:
     Raises:
         UserError: a task, a file or a column is missing, or a task has no records.
     """
-    coder = Coder(tokenizer.encode, tokenizer.encode_placed, tokenizer.decode, AnswerEncoder(tokenizer))
+    task_tokenizer = TaskTokenizer(
+        tokenizer.encode, tokenizer.encode_placed, tokenizer.decode, AnswerEncoder(tokenizer)
+    )
     training = [read_task_records(name, settings.data, "train") for name in task_names]
     held_out = [read_task_records(name, settings.data, "validation") for name in task_names]
     _check_records(training, "train", settings.data.files)
     _check_records(held_out, "validation", settings.data.validation_files)
     for records in (*training, *held_out):
         _check_each_record(records, settings.objective)
-    return TaskData(settings, coder, training, held_out)
+    return TaskData(settings, task_tokenizer, training, held_out)
 
 
 def _check_records(tasks: Sequence[TaskRecords], split: str, files: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ BLOCK_ORDER = 1
 
 
 @dataclass(frozen=True)
-class Stretch:
+class FixedLengthRows:
     """Rows of one length that a source gives one after the other.
 
     Attributes:
@@ -64,7 +64,7 @@ class SourceOrder:
         key: seed of the run, and number of the source.
     """
 
-    def __init__(self, stretches: Sequence[Stretch], key: tuple[int, int]) -> None:
+    def __init__(self, stretches: Sequence[FixedLengthRows], key: tuple[int, int]) -> None:
         self.stretches = stretches
         self.key = key
         self._segments = self._plan_segments()
@@ -117,7 +117,7 @@ class SourceOrder:
                     blocks_used = 0
         return segments
 
-    def _shuffled_blocks(self, stretch: Stretch, epoch: int) -> Int64[np.ndarray, "blocks 2"]:
+    def _shuffled_blocks(self, stretch: FixedLengthRows, epoch: int) -> Int64[np.ndarray, "blocks 2"]:
         assert stretch.blocks is not None
         rng = np.random.default_rng((*self.key, epoch, BLOCK_ORDER))
         return stretch.blocks[rng.permutation(len(stretch.blocks))]
@@ -132,10 +132,10 @@ def _permutation(size: int, key: tuple[int, ...]) -> grain.MapDataset:
 
 def endless_order(row_count: int, key: tuple[int, int]) -> SourceOrder:
     """Return the order of a source whose rows have one length."""
-    return SourceOrder([Stretch(row_count)], key)
+    return SourceOrder([FixedLengthRows(row_count)], key)
 
 
-def stretches_of(row_plans: Sequence[RowPlan], drawn: Sequence[int]) -> list[Stretch]:
+def fixed_length_rows(row_plans: Sequence[RowPlan], drawn: Sequence[int]) -> list[FixedLengthRows]:
     """Return the stretches of a source.
 
     Args:
@@ -155,7 +155,7 @@ def stretches_of(row_plans: Sequence[RowPlan], drawn: Sequence[int]) -> list[Str
         blocks = list(_divide_text(merged_plans))
     counts = [*merged_drawn[:-1], None]
     return [
-        Stretch(plan.rows, count, plan_blocks)
+        FixedLengthRows(plan.rows, count, plan_blocks)
         for plan, count, plan_blocks in zip(merged_plans, counts, blocks, strict=True)
     ]
 

@@ -106,11 +106,11 @@ class Tokenizer(ABC):
         """White space before a sentence that follows another one, if `encode` puts none before every text."""
         return ""
 
-    def beginning(self) -> Int32[np.ndarray, "tokens"]:
+    def prefix_tokens(self) -> Int32[np.ndarray, "tokens"]:
         """Return the ids that come before every text, such as Llama's <s>; `encode` leaves them out."""
         return np.array([] if self.bos is None else [self.bos], np.int32)
 
-    def ending(self) -> Int32[np.ndarray, "tokens"]:
+    def suffix_tokens(self) -> Int32[np.ndarray, "tokens"]:
         """Return the ids that come after every text that an encoder_decoder reads, such as T5's </s>."""
         if self.eos is None or self.settings.get("add_eos_token") is False:
             return np.zeros(0, np.int32)
@@ -135,8 +135,8 @@ class Tokenizer(ABC):
             special=is_special,
             begins_word=self.begins_word(),
             ends_word=self.ends_word(),
-            beginning=tuple(self.beginning().tolist()),
-            ending=tuple(self.ending().tolist()),
+            prefix_tokens=tuple(self.prefix_tokens().tolist()),
+            suffix_tokens=tuple(self.suffix_tokens().tolist()),
         )
 
     def encode(self, text: str) -> Int32[np.ndarray, "tokens"]:

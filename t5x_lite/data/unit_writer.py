@@ -66,7 +66,7 @@ def unit_name(number: int) -> str:
 
 
 def tokenise_unit(
-    job: TokeniseJob, files: CorpusFiles, data: DataConfig, tokenizer: Tokenizer, beginning: tuple[int, ...] = ()
+    job: TokeniseJob, files: CorpusFiles, data: DataConfig, tokenizer: Tokenizer, prefix_tokens: tuple[int, ...] = ()
 ) -> None:
     """Write the tokens of one unit, and then the file that marks the unit as complete.
 
@@ -75,14 +75,14 @@ def tokenise_unit(
         files: of the corpus.
         data: says how documents are split and how they end.
         tokenizer: makes token ids.
-        beginning: ids before each document; a conversation has those of its chat template.
+        prefix_tokens: ids before each document; a conversation has those of its chat template.
 
     Raises:
         UserError: text that cannot be read; a tokenizer without EOS for `data.end_of_document`; a store that cannot be
             written.
         OSError: a file that cannot be written.
     """
-    writers = {split: UnitWriter(files, split, job.number, data, tokenizer, beginning) for split in SPLITS}
+    writers = {split: UnitWriter(files, split, job.number, data, tokenizer, prefix_tokens) for split in SPLITS}
     if job.unit.format in TOKEN_FILES:
         for tokens in token_documents(job.unit, tokenizer):
             writers[_split_of_document(job, tokens.tobytes(), data)].add_tokens(tokens)
@@ -193,7 +193,7 @@ class UnitWriter:
         number: that of the unit.
         data: says how documents are cut into parts, and how they end.
         tokenizer: makes token ids.
-        beginning: ids before each document.
+        prefix_tokens: ids before each document.
 
     Raises:
         UserError: the tokenizer has no EOS, but documents must end with it.
@@ -206,7 +206,7 @@ class UnitWriter:
         number: int,
         data: DataConfig,
         tokenizer: Tokenizer,
-        beginning: tuple[int, ...] = (),
+        prefix_tokens: tuple[int, ...] = (),
     ) -> None:
         if data.end_of_document and tokenizer.eos is None:
             raise UserError("the tokenizer has no end-of-document token; set data.end_of_document=false")
@@ -214,7 +214,7 @@ class UnitWriter:
         self._has_parts = data.parts != "none"
         self._split_parts = PART_SPLITTERS.get(data.parts, _keep_whole)
         self._border = sentence_border(tokenizer, data)
-        self._beginning = np.array(beginning, np.int32)
+        self._prefix_tokens = np.array(prefix_tokens, np.int32)
         self._eos = tokenizer.eos if data.end_of_document else None
         spec = files.tokens(split, token_type(tokenizer.vocab))
         self._tokens = ArrayWriter(spec, spec.create([MAX_LENGTH, MAX_LENGTH])[number])
@@ -246,8 +246,8 @@ class UnitWriter:
         if not len(tokens):
             return
         self._text_bytes += len(self._tokenizer.decode(tokens).encode("utf-8", errors="replace"))
-        if not np.array_equal(tokens[: len(self._beginning)], self._beginning):
-            tokens = np.concatenate([self._beginning, tokens])
+        if not np.array_equal(tokens[: len(self._prefix_tokens)], self._prefix_tokens):
+            tokens = np.concatenate([self._prefix_tokens, tokens])
         if self._eos is not None:
             tokens = np.append(tokens, np.int32(self._eos))
         self._document_lengths.append(len(tokens))
@@ -307,12 +307,12 @@ class UnitWriter:
         part_stops = np.cumsum([len(document.parts) for document in documents])
         last_parts = part_stops - 1
         stream = np.concatenate(part_ids)
-        if len(self._beginning):
+        if len(self._prefix_tokens):
             first_parts = np.concatenate([[0], part_stops[:-1]])
             starts = (np.cumsum(part_lengths) - part_lengths)[first_parts]
-            beginnings = np.tile(self._beginning, len(documents))
-            stream = np.insert(stream, starts.repeat(len(self._beginning)), beginnings)
-            part_lengths[first_parts] += len(self._beginning)
+            beginnings = np.tile(self._prefix_tokens, len(documents))
+            stream = np.insert(stream, starts.repeat(len(self._prefix_tokens)), beginnings)
+            part_lengths[first_parts] += len(self._prefix_tokens)
         if self._eos is not None:
             stream = np.insert(stream, np.cumsum(part_lengths)[last_parts], self._eos)
             part_lengths[last_parts] += 1

@@ -126,11 +126,11 @@ def _sample_texts(units: Sequence[sources.Unit], max_bytes: float) -> Iterator[s
                 yield text.replace(FIELD_BORDER, " ")
         return
     with ThreadPoolExecutor(sources.FILES_AT_ONCE) as pool:
-        for texts in pool.map(partial(_beginning, max_bytes / len(units)), units):
+        for texts in pool.map(partial(_prefix_tokens, max_bytes / len(units)), units):
             yield from texts
 
 
-def _beginning(max_bytes: float, unit: sources.Unit) -> list[str]:
+def _prefix_tokens(max_bytes: float, unit: sources.Unit) -> list[str]:
     """Return the first `max_bytes` of a unit's text."""
     texts = []
     bytes_left = max_bytes

@@ -54,11 +54,11 @@ def read_byte_level(vocab: Path, merges: Path, settings: Settings) -> HuggingFac
     mark_special_tokens(tokenizer, list(added_tokens(settings)) or _usual_special_tokens(tokenizer))
     if class_name in {"BartTokenizer", "RobertaTokenizer"}:
         sep = token_name(settings.get("sep_token"))
-        frame_texts(tokenizer, token_name(settings.get("cls_token")), sep, between=sep)
+        add_special_tokens(tokenizer, token_name(settings.get("cls_token")), sep, between=sep)
     elif class_name == "DebertaTokenizer":
-        frame_texts(tokenizer, token_name(settings.get("cls_token")), token_name(settings.get("sep_token")))
+        add_special_tokens(tokenizer, token_name(settings.get("cls_token")), token_name(settings.get("sep_token")))
     elif settings.get("add_bos_token") is True:
-        frame_texts(tokenizer, token_name(settings.get("bos_token")), None)
+        add_special_tokens(tokenizer, token_name(settings.get("bos_token")), None)
     return HuggingFace(tokenizer.to_str().encode(), settings)
 
 
@@ -79,7 +79,7 @@ def read_word_piece(vocab: Path, settings: Settings) -> HuggingFace:
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     mark_special_tokens(tokenizer, list(added_tokens(settings)) or _usual_special_tokens(tokenizer))
-    frame_texts(tokenizer, token_name(settings.get("cls_token")), token_name(settings.get("sep_token")))
+    add_special_tokens(tokenizer, token_name(settings.get("cls_token")), token_name(settings.get("sep_token")))
     return HuggingFace(tokenizer.to_str().encode(), settings)
 
 
@@ -105,7 +105,7 @@ def mark_special_tokens(tokenizer: tokenizers.Tokenizer, special: Iterable[str |
             tokenizer.add_special_tokens([token])
 
 
-def frame_texts(
+def add_special_tokens(
     tokenizer: tokenizers.Tokenizer,
     first: str | None,
     last: str | None,

@@ -1,4 +1,4 @@
-"""Beam search: keep the likeliest few continuations of each prompt at every token."""
+"""Beam search: keep the most likely few continuations of each prompt at every token."""
 
 import math
 from collections.abc import Callable

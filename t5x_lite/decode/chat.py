@@ -61,7 +61,8 @@ def check_chat(messages: object) -> Chat:
 
 
 def chat_prompts(model: GenerationModel, chats: Sequence[Chat]) -> list[TokenIds]:
-    """Return the ids of conversations with the beginning of the assistant's next turn, after the soft tokens of a run.
+    """Return the ids of conversations with the beginning of the assistant's next turn, after the virtual tokens of a
+    run.
 
     Raises:
         UserError: the model is not a decoder; the tokenizer has no chat template, or the template refuses a
@@ -77,11 +78,11 @@ def chat_prompts(model: GenerationModel, chats: Sequence[Chat]) -> list[TokenIds
         )
     encoder = ChatEncoder(model.tokenizer)
     prefix = model.generator.prompt_prefix
-    soft_tokens = prefix[prefix < 0]
+    virtual_tokens = prefix[prefix < 0]
     prompts = []
     for number, chat in enumerate(chats, start=1):
         try:
-            prompts.append(np.concatenate([soft_tokens, encoder.encode_prompt(chat)]))
+            prompts.append(np.concatenate([virtual_tokens, encoder.encode_prompt(chat)]))
         except ValueError as error:
             raise UserError(f"conversation {number}: {error}") from None
     return prompts

@@ -22,7 +22,7 @@ from t5x_lite.retrieval.config import Passages, passages_of_arguments
 from t5x_lite.retrieval.prompts import augment_prompts
 
 SAMPLING_OPTIONS = frozenset({"temperature", "top_k", "top_p", "min_p", "seed"})
-"""Settings without which the spans of sentinels are the likeliest."""
+"""Settings without which the spans of sentinels are the most likely."""
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,15 @@ from t5x_lite.decode.generate import TokenIds, write_stream
 from t5x_lite.decode.generation_model import GenerationModel
 from t5x_lite.decode.sampling import Sampling
 from t5x_lite.errors import UserError
-from t5x_lite.objectives.framing import encoder_frame
 from t5x_lite.objectives.masked import MASK
+from t5x_lite.objectives.special_tokens import encoder_template
 
 Candidates: TypeAlias = list[tuple[str, float]]
-"""Tokens with their probabilities, the likeliest first."""
+"""Tokens with their probabilities, the most likely first."""
 
 
 def fill_masks(model: GenerationModel, text: str, count: int = 5) -> list[Candidates]:
-    """Return the `count` likeliest tokens for each [MASK] (or <mask>) of a text, predicted by an encoder.
+    """Return the `count` most likely tokens for each [MASK] (or <mask>) of a text, predicted by an encoder.
 
     Raises:
         UserError: the text has no mask, the tokenizer lacks a special token, or the model is XLNet.
@@ -32,15 +32,15 @@ def fill_masks(model: GenerationModel, text: str, count: int = 5) -> list[Candid
         raise UserError("masks to fill: this model has a query stream and learns no masks; score texts instead")
     vocabulary = model.tokenizer.vocabulary()
     mask = vocabulary.require_token("masks to fill", *MASK)
-    token_ids = encoder_frame(vocabulary, "masks to fill").tokens([model.tokenizer.encode_named(text)])
+    token_ids = encoder_template(vocabulary, "masks to fill").tokens([model.tokenizer.encode_named(text)])
     positions = np.flatnonzero(token_ids == mask)
     if not len(positions):
         names = [name for name in MASK if name in vocabulary.named]
         raise UserError(f"the prompt {text!r} holds no {' or '.join(names)} to fill")
     probabilities = np.asarray(jax.nn.softmax(model.logits(token_ids)[0, positions]))
-    likeliest = np.argsort(-probabilities, axis=-1)[:, :count]
+    ranked = np.argsort(-probabilities, axis=-1)[:, :count]
     filled = []
-    for row, candidates in zip(probabilities, likeliest, strict=True):
+    for row, candidates in zip(probabilities, ranked, strict=True):
         filled.append([(model.tokenizer.piece(int(token)), float(row[token])) for token in candidates])
     return filled
 
@@ -75,7 +75,7 @@ def print_generation(
         model: the model.
         prompts: the prompts.
         decoding: how they are continued.
-        samples_spans: spans are sampled as continuations are, and are not the likeliest.
+        samples_spans: spans are sampled as continuations are, and are not the most likely.
     """
     if model.config.model.is_encoder_only:
         _print_masks(model, prompts)

@@ -52,11 +52,11 @@ def truncate_prompt(prompt: TokenIds, prefix: TokenIds, limit: int) -> TokenIds:
     """
     if len(prompt) <= limit:
         return prompt
-    # A prompt that was given as ids may begin with soft tokens and no BOS, or with neither.
+    # A prompt that was given as ids may begin with virtual tokens and no BOS, or with neither.
     size = min(len(prefix), len(prompt))
     first = int(np.cumprod(prompt[:size] == prefix[:size]).sum())
     if first >= limit:
-        raise UserError(f"the {first} ids before every prompt (soft tokens, BOS) leave it no room in {limit} tokens")
+        raise UserError(f"the {first} ids before every prompt (virtual tokens, BOS) leave it no room in {limit} tokens")
     return np.concatenate([prompt[:first], prompt[len(prompt) - limit + first :]])
 
 
@@ -225,14 +225,14 @@ class Generator:
         """Return the ids of a prompt, after `prompt_prefix`.
 
         For an encoder_decoder the names of special tokens in the prompt stand for these tokens, and the tokenizer's
-        `ending`, such as T5's EOS, follows it. For a decoder a prompt without tokens becomes EOS.
+        `suffix_tokens`, such as T5's EOS, follows it. For a decoder a prompt without tokens becomes EOS.
 
         Raises:
             UserError: a decoder's prompt without tokens, and the tokenizer has no EOS.
         """
         eos = self.tokenizer.eos
         if self.config.family == "encoder_decoder":
-            parts = [self.prompt_prefix, self.tokenizer.encode_named(prompt), self.tokenizer.ending()]
+            parts = [self.prompt_prefix, self.tokenizer.encode_named(prompt), self.tokenizer.suffix_tokens()]
             return np.concatenate(parts).astype(np.int32)
         token_ids = np.concatenate([self.prompt_prefix, self.tokenizer.encode(prompt)])
         if len(token_ids):

@@ -100,9 +100,9 @@ class Sampling(Decoding):
 
     Attributes:
         temperature: divides the logits; 0 is greedy decoding.
-        top_k: keep the k likeliest tokens (Fan et al. 2018); 0 keeps all.
-        top_p: keep the fewest likeliest tokens whose probabilities add up to this (Holtzman et al. 2020).
-        min_p: keep tokens with at least this fraction of the likeliest token's probability (Nguyen et al. 2024, §3).
+        top_k: keep the k most likely tokens (Fan et al. 2018); 0 keeps all.
+        top_p: keep the fewest most likely tokens whose probabilities add up to this (Holtzman et al. 2020).
+        min_p: keep tokens with at least this fraction of the most likely token's probability (Nguyen et al. 2024, §3).
         seed: the same seed gives the same text for each prompt of a batch.
     """
 
@@ -127,7 +127,7 @@ class Sampling(Decoding):
 def sample_token(logits: Float[Array, "b v"], sampling: Sampling, keys: Key[Array, "b"]) -> Int[Array, "b"]:
     """Sample the next token of each row with the row's own key."""
     if sampling.temperature == 0:
-        return _likeliest_token(logits)
+        return _most_likely_token(logits)
     logits = logits / sampling.temperature
     if sampling.top_k:
         logits = _keep_top_k(logits, sampling.top_k)
@@ -138,7 +138,7 @@ def sample_token(logits: Float[Array, "b v"], sampling: Sampling, keys: Key[Arra
     return jax.vmap(jax.random.categorical)(keys, logits)
 
 
-def _likeliest_token(logits: Float[Array, "b v"]) -> Int[Array, "b"]:
+def _most_likely_token(logits: Float[Array, "b v"]) -> Int[Array, "b"]:
     """Return the first token of the largest logit.
 
     This is `argmax` as two reductions that a CPU vectorises; `argmax` itself takes 2 % of the time of a token.

@@ -1,4 +1,4 @@
-"""Labels predicted by filling a gap: the label whose word is the likeliest in the gap (Schick & Schütze 2021, §3.1)."""
+"""Labels predicted by filling a gap: the label whose word is most likely there (Schick & Schütze 2021, §3.1)."""
 
 import logging
 import re
@@ -19,7 +19,7 @@ from t5x_lite.evaluate.demonstrations.demonstrations import Example, ExampleSets
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
 from t5x_lite.evaluate.evaluators.cloze import MASK_PLACE, Cloze
 from t5x_lite.evaluate.example_scores import Scores, score_choices
-from t5x_lite.evaluate.hidden_tokens import TokenHider, build_token_hider
+from t5x_lite.evaluate.masked_tokens import TokenMasker, build_token_masker
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.parallel.batched_function import Features
 
@@ -115,12 +115,12 @@ def evaluate_cloze(model: EvaluationModel, task: Cloze, texts: Sequence[ClozeTex
         UserError: the model fills no gaps, the tokenizer has no token for one, or a word of a label is not one token.
     """
     task.check_model(model.config.model)
-    hider = build_token_hider(model.config, model.example_context)
+    masker = build_token_masker(model.config, model.example_context)
     labels = list(task.verbalizer)
     words = tuple([word_token(model.tokenizer, task.verbalizer[label]) for label in labels])
     texts = add_demonstrations(model, task, texts)
-    rows = _encode(model, hider, texts)
-    results = model.apply_to_rows(_word_probabilities, rows, "filling gaps", hider, words)
+    rows = _encode(model, masker, texts)
+    results = model.apply_to_rows(_word_probabilities, rows, "filling gaps", masker, words)
     answers = []
     for text, probabilities in zip(texts, results, strict=True):
         named = dict(zip(labels, probabilities.tolist(), strict=True))
@@ -168,16 +168,16 @@ def _fill_pattern(task: Cloze, record: object, location: str) -> ClozeText:
     return ClozeText(re.sub(rf"{{({places})}}", fill, task.pattern), label)
 
 
-def _encode(model: EvaluationModel, hider: TokenHider, texts: Sequence[ClozeText]) -> list[Features]:
+def _encode(model: EvaluationModel, masker: TokenMasker, texts: Sequence[ClozeText]) -> list[Features]:
     """Return the rows of texts with their gaps hidden. One that is too long loses the tokens far from the gap."""
-    gap = hider.gap
+    gap = masker.mask_token
     name = model.tokenizer.piece(gap)
     for special, token in model.tokenizer.special.items():
         if token == gap:
             name = special
     # The names of special tokens stand for them, and may take the space before them, as in Transformers.
     backend = model.tokenizer.to_tokenizers()
-    room = model.window - hider.frame.size(1)
+    room = model.window - masker.template.size(1)
     rows = []
     truncated = 0
     for text in texts:
@@ -189,7 +189,7 @@ def _encode(model: EvaluationModel, hider: TokenHider, texts: Sequence[ClozeText
         if len(tokens) > room:
             truncated += 1
             tokens, place = _cut_around(tokens, place, room)
-        rows.append(hider.features(tokens, slice(place, place + 1)))
+        rows.append(masker.features(tokens, slice(place, place + 1)))
     if truncated:
         logging.warning("%d of %d texts lost tokens far from the gap", truncated, len(texts))
     return rows
@@ -206,8 +206,8 @@ def _cut_around(tokens: Int[np.ndarray, "l"], place: int, room: int) -> tuple[In
 
 
 def _word_probabilities(
-    spec: ModelSpec, hider: TokenHider, words: tuple[int, ...], params: PyTree[Array], batch: dict[str, Array]
+    spec: ModelSpec, masker: TokenMasker, words: tuple[int, ...], params: PyTree[Array], batch: dict[str, Array]
 ) -> Float[Array, "b labels"]:
     """Return the probability of each label's word in the gap, among these words."""
-    logits = hider.logits(spec.model(params), batch)[:, 0, np.array(words)]
+    logits = masker.logits(spec.model(params), batch)[:, 0, np.array(words)]
     return jax.nn.softmax(logits, axis=-1)

@@ -24,7 +24,7 @@ from t5x_lite.models import outputs
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.models.stack import Stack
-from t5x_lite.objectives.framing import LAST_TYPE, task_frame, text_end
+from t5x_lite.objectives.special_tokens import LAST_TYPE, task_template, text_end
 from t5x_lite.parallel.batched_function import Features
 
 Pool: TypeAlias = Callable[[Float[Array, "b l d"], Bool[Array, "b l"]], Float[Array, "b d"]]
@@ -242,8 +242,8 @@ def encode_texts(model: EvaluationModel, texts: Sequence[str], length: int) -> l
 
 def _end_size(model: EvaluationModel) -> int:
     """Return how many tokens end a text: EOS or none, [SEP], or XLNet's [SEP] and [CLS]."""
-    if model.config.model.frames_texts:
-        return 1 + len(task_frame(model.example_context, "a text").last)
+    if model.config.model.adds_special_tokens:
+        return 1 + len(task_template(model.example_context, "a text").last)
     return len(text_end(model.example_context))
 
 
@@ -258,17 +258,19 @@ def _compute_states(
 
     They are pooled unless `pool` is `none`, in float32.
     """
-    reader = spec.model(params).reader
+    text_model = spec.model(params).text_model
     if isinstance(layers, tuple):
         states = compute_layer_states(spec, params, batch)[np.array(layers)].mean(0)
     else:
         if layers is not None:
-            _keep_first_layers(reader.backbone.stack, layers)
+            _keep_first_layers(text_model.backbone.stack, layers)
         token_types = batch.get("token_types")
-        states, _ = reader.backbone(reader.tokens(batch["tokens"]), None, batch["segment_ids"], token_types=token_types)
+        states, _ = text_model.backbone(
+            text_model.tokens(batch["tokens"]), None, batch["segment_ids"], token_types=token_types
+        )
     states = states.astype(jnp.float32)
     if pool == HEAD:
-        return reader.head.pooled(states, batch["tokens"], batch["segment_ids"])
+        return text_model.head.pooled(states, batch["tokens"], batch["segment_ids"])
     pool_states = POOLS[pool]
     if pool_states is None:
         return states

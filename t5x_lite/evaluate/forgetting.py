@@ -87,7 +87,7 @@ def _with_data_of(model: Model, run: Run) -> Model:
     config = run.config.model_copy(update={"model": model.config.model, "adapt": None})
     spec = model.spec
     params = model.params
-    if model.config.method.placeholders:
+    if model.config.method.num_virtual_tokens:
         spec = model_spec(model.config.model)
         learned = flatten_names(params)
         params = unflatten_names({name: learned[name] for name in flatten_names(spec.shapes)})

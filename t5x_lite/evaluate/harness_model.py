@@ -152,7 +152,7 @@ class HarnessModel(TemplateLM):
             yield dict(zip(batch, texts, strict=True))
 
     def _encode_prompt(self, text: str, new_tokens: int) -> Int[np.ndarray, "_"]:
-        """Return the soft tokens and the last ids of a prompt, as many as fit beside a decoder's new tokens.
+        """Return the virtual tokens and the last ids of a prompt, as many as fit beside a decoder's new tokens.
 
         BOS is cut first, as in the harness's own Hugging Face models.
         """

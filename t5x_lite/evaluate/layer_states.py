@@ -50,8 +50,8 @@ class _Layers:
 
 
 def _run_layers(spec: ModelSpec, params: PyTree[Array], batch: dict[str, Array]) -> _Layers:
-    reader = spec.model(params).reader
-    backbone: Backbone = reader.backbone
+    text_model = spec.model(params).text_model
+    backbone: Backbone = text_model.backbone
     stack = backbone.stack
     recorder = _LayerRecorder()
     stack.mix = recorder
@@ -65,7 +65,7 @@ def _run_layers(spec: ModelSpec, params: PyTree[Array], batch: dict[str, Array])
     stack.attention_context = record_context  # type: ignore[method-assign]
     tokens = batch["tokens"]
     token_types = batch.get("token_types")
-    last_states, _ = backbone(reader.tokens(tokens), None, batch["segment_ids"], token_types=token_types)
+    last_states, _ = backbone(text_model.tokens(tokens), None, batch["segment_ids"], token_types=token_types)
     (outputs,) = recorder.outputs
     (context,) = contexts
     order = kernels.row_order(stack.config, tokens.shape[1], causal=stack.causal)

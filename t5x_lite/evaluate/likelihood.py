@@ -25,7 +25,7 @@ class TargetScore(NamedTuple):
 
     Attributes:
         log_likelihood: log-probability of all targets together, in nats.
-        is_greedy: every target is the likeliest token at its position.
+        is_greedy: every target is the most likely token at its position.
     """
 
     log_likelihood: float
@@ -57,7 +57,8 @@ class Likelihood:
     Args:
         config: the model's config.
         apply_to_rows: applies a function to rows with the model's weights; see `LoadedModel.apply_to_rows`.
-        soft_prompt: ids of soft tokens before the inputs of a decoder; those of an encoder_decoder have them already.
+        soft_prompt: ids of virtual tokens before the inputs of a decoder; the inputs of an encoder_decoder begin with
+            them already.
 
     Attributes:
         truncated_inputs: the number of inputs so far that were too long and lost their first tokens.
@@ -92,15 +93,15 @@ class Likelihood:
                 first tokens after the soft ones.
 
         Raises:
-            UserError: more targets than the window, or no room beside soft tokens.
+            UserError: more targets than the window, or no room beside virtual tokens.
         """
         features = [self._build_features(inputs, np.asarray(targets, np.int32), window) for inputs, targets in pairs]
         rows = self._apply_to_rows(_score_targets, features, "scoring", self.vocab)
         scores = []
-        for (log_probs, is_likeliest), (_, targets) in zip(rows, pairs, strict=True):
+        for (log_probs, is_argmax), (_, targets) in zip(rows, pairs, strict=True):
             # What follows the targets is padding.
             log_likelihood = float(log_probs[: len(targets)].sum(dtype=np.float64))
-            is_greedy = bool(is_likeliest[: len(targets)].all())
+            is_greedy = bool(is_argmax[: len(targets)].all())
             scores.append(TargetScore(log_likelihood, is_greedy))
         return scores
 
@@ -130,7 +131,7 @@ class Likelihood:
         }
 
     def _truncate(self, inputs: Int[np.ndarray, "_"], limit: int) -> Int[np.ndarray, "_"]:
-        """Keep the soft tokens and the last of the others, `limit` in all."""
+        """Keep the virtual tokens and the last of the others, `limit` in all."""
         if len(inputs) > limit:
             self.truncated_inputs += 1
         return truncate_prompt(np.asarray(inputs, np.int32), inputs[inputs < 0], limit)
@@ -139,7 +140,7 @@ class Likelihood:
 def _score_targets(
     spec: ModelSpec, vocab: int, params: PyTree[Array], batch: dict[str, Array]
 ) -> tuple[Float[Array, "b t"], Bool[Array, "b t"]]:
-    """Return the log-probability of every target, and whether it is the likeliest token."""
+    """Return the log-probability of every target, and whether it is the most likely token."""
     module = spec.model(params)
     targets = batch["targets"]
     if "decoder_tokens" in batch:

@@ -46,7 +46,7 @@ def loss_scores(terms: LossTerms, tokens_per_byte: float | None, *, predicts_tok
     Returns:
         `loss` (nats per target), `perplexity` (its exponential, if the targets are tokens), `bits_per_byte` (loss /
         ln 2 · `tokens_per_byte`; comparable between tokenizers), `accuracy` (fraction of targets that are the
-        likeliest), `tokens` (number of targets), and the means of the objective's other terms and of the routers.
+        most likely), `tokens` (number of targets), and the means of the objective's other terms and of the routers.
     """
     scores = {}
     for name, mean in jax.device_get(loss_metrics(terms)).items():
@@ -117,7 +117,7 @@ def score_texts(
         raise UserError(f"stride {stride} must be from 1 to the window, {window}")
     room = window - len(model.soft_prompt_ids)
     if room < 1:
-        raise UserError(f"window {window} leaves no room for a text beside {len(model.soft_prompt_ids)} soft tokens")
+        raise UserError(f"window {window} leaves no room for a text beside {len(model.soft_prompt_ids)} virtual tokens")
     texts = [text for text in texts if text]
     pairs: list[Pair] = []
     tokens = 0

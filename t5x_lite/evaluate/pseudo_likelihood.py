@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate.hidden_tokens import TokenHider
 from t5x_lite.evaluate.likelihood import TargetScore
+from t5x_lite.evaluate.masked_tokens import TokenMasker
 from t5x_lite.evaluate.words import WordStarts
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.objectives.features import Pair
@@ -24,7 +24,7 @@ class PseudoLikelihood:
     2023, PLL-word-l2r).
 
     Args:
-        hider: hides tokens from the model.
+        masker: hides tokens from the model.
         apply_to_rows: applies a function to rows with the model's weights; see `LoadedModel.apply_to_rows`.
         word_starts: tells where words start; None hides single tokens.
 
@@ -34,12 +34,12 @@ class PseudoLikelihood:
 
     def __init__(
         self,
-        hider: TokenHider,
+        masker: TokenMasker,
         apply_to_rows: Callable[..., list[PyTree[np.ndarray]]],
         *,
         word_starts: WordStarts | None = None,
     ) -> None:
-        self.hider = hider
+        self.masker = masker
         self.word_starts = word_starts
         self.truncated_inputs = 0
         self._apply_to_rows = apply_to_rows
@@ -47,10 +47,10 @@ class PseudoLikelihood:
     def tokens_read(self, pair: Pair) -> int:
         """Return the tokens that the model reads to score a pair."""
         inputs, targets = pair
-        return len(inputs) + len(targets) + self._frame_size
+        return len(inputs) + len(targets) + self._num_special_tokens
 
     def __call__(self, pairs: Sequence[Pair], window: int) -> list[TargetScore]:
-        """Score each pair; `is_greedy` tells whether every target is the likeliest token where it alone is hidden.
+        """Score each pair; `is_greedy` tells whether every target is the most likely token where it alone is hidden.
 
         Args:
             pairs: inputs, which may be empty, and targets.
@@ -59,30 +59,30 @@ class PseudoLikelihood:
         Raises:
             UserError: more targets than the window has room for.
         """
-        rows = _HiddenTokens(self.hider)
+        rows = _HiddenTokens(self.masker)
         for inputs, targets in pairs:
             tokens, first = self._join(inputs, targets, window)
             rows.add(tokens, first, self._stops(tokens))
-        log_probs, is_likeliest = self._score(rows)
+        log_probs, is_argmax = self._score(rows)
         scores = []
         start = 0
         for _, targets in pairs:
             stop = start + len(targets)
-            scores.append(TargetScore(float(log_probs[start:stop].sum()), bool(is_likeliest[start:stop].all())))
+            scores.append(TargetScore(float(log_probs[start:stop].sum()), bool(is_argmax[start:stop].all())))
             start = stop
         return scores
 
     @property
-    def _frame_size(self) -> int:
-        return self.hider.frame.size(1)
+    def _num_special_tokens(self) -> int:
+        return self.masker.template.size(1)
 
     def _join(
         self, inputs: Int[np.ndarray, "_"], targets: Int[np.ndarray, "_"], window: int
     ) -> tuple[Int[np.ndarray, "_"], int]:
         """Return the ids of inputs and targets, and the position of the first target."""
-        room = window - self._frame_size - len(targets)
+        room = window - self._num_special_tokens - len(targets)
         if room < 0:
-            needed = f"{len(targets)} tokens to score and {self._frame_size} special ones"
+            needed = f"{len(targets)} tokens to score and {self._num_special_tokens} special ones"
             raise UserError(f"{needed} are more than the window of {window}")
         if len(inputs) > room:
             self.truncated_inputs += 1
@@ -98,17 +98,17 @@ class PseudoLikelihood:
         return borders[np.searchsorted(borders, following)]
 
     def _score(self, rows: "_HiddenTokens") -> tuple[Float[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
-        results = self._apply_to_rows(_score_hidden_tokens, rows, "scoring", self.hider)
+        results = self._apply_to_rows(_score_hidden_tokens, rows, "scoring", self.masker)
         log_probs = np.array([log_prob for log_prob, _ in results], np.float64)
-        is_likeliest = np.array([is_likeliest for _, is_likeliest in results], bool)
-        return log_probs, is_likeliest
+        is_argmax = np.array([is_argmax for _, is_argmax in results], bool)
+        return log_probs, is_argmax
 
 
 class _HiddenTokens(Sequence[Features]):
     """The rows of all hidden tokens. Each is built when it is read: all together would take much memory."""
 
-    def __init__(self, hider: TokenHider) -> None:
-        self.hider = hider
+    def __init__(self, masker: TokenMasker) -> None:
+        self.masker = masker
         self._texts: list[np.ndarray] = []
         self._rows: list[tuple[int, int, int]] = []
 
@@ -133,15 +133,15 @@ class _HiddenTokens(Sequence[Features]):
             return [self[number] for number in range(*index.indices(len(self)))]
         text, start, stop = self._rows[index]
         tokens = self._texts[text]
-        features = self.hider.features(tokens, slice(start, stop))
+        features = self.masker.features(tokens, slice(start, stop))
         return {**features, "target": tokens[start : start + 1]}
 
 
 def _score_hidden_tokens(
-    spec: ModelSpec, hider: TokenHider, params: PyTree[Array], batch: dict[str, Array]
+    spec: ModelSpec, masker: TokenMasker, params: PyTree[Array], batch: dict[str, Array]
 ) -> tuple[Float[Array, " b"], Bool[Array, " b"]]:
-    """Return the log-probability of each row's hidden token, and whether it is the likeliest token."""
-    logits = hider.logits(spec.model(params), batch)[:, 0]
+    """Return the log-probability of each row's hidden token, and whether it is the most likely token."""
+    logits = masker.logits(spec.model(params), batch)[:, 0]
     target = batch["target"][:, :1]
     log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), target, axis=-1)
     return log_probs[:, 0], logits.argmax(-1) == target[:, 0]

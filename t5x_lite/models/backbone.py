@@ -105,7 +105,7 @@ class Embedding(nnx.Module):
 class Backbone(nnx.Module):
     """Embedding and stack.
 
-    With `like`, the embedding is that of another backbone; with `shares_stack`, so is all of its stack but
+    With `shared_with`, the embedding is that of another backbone; with `shares_stack`, so is all of its stack but
     cross-attention.
     """
 
@@ -116,15 +116,15 @@ class Backbone(nnx.Module):
         *,
         causal: bool,
         has_cross: bool = False,
-        like: "Backbone | None" = None,
+        shared_with: "Backbone | None" = None,
         shares_stack: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
         self.embedding: Embedding
-        if like is None:
+        if shared_with is None:
             self.embedding = Embedding(config, rngs=rngs)
         else:
-            self.embedding = like.embedding
+            self.embedding = shared_with.embedding
         self.copies = config.token_copies
         self.projects_tokens = config.embedding_projection == "tokens"
         if config.embedding * config.token_copies != config.embed:
@@ -133,10 +133,10 @@ class Backbone(nnx.Module):
             self.project: Linear | None = Linear(config, [narrow], [("embed_out", config.embed)], bias=bias, rngs=rngs)
         else:
             self.project = None
-        other_stack = None
-        if like is not None and shares_stack:
-            other_stack = like.stack
-        self.stack: Stack = Stack(config, layers, causal=causal, has_cross=has_cross, like=other_stack, rngs=rngs)
+        stack = None
+        if shared_with is not None and shares_stack:
+            stack = shared_with.stack
+        self.stack: Stack = Stack(config, layers, causal=causal, has_cross=has_cross, shared_with=stack, rngs=rngs)
 
     def __call__(
         self,

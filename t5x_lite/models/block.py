@@ -68,7 +68,7 @@ RESIDUALS = {
 WITHOUT_RESIDUAL = Residual(norms_input=True, adds_input=False)
 
 
-def _write_apart(y: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+def _identity(y: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
     """Return the output of a sublayer that is added to the states together with that of the other one."""
     return y
 
@@ -257,13 +257,13 @@ class Block(nnx.Module):
     ) -> Float[Array, "b l d"]:
         """Add the outputs of both sublayers, computed from the same input."""
         mixer_input = self.attention_norm(x)
-        mixed = self._adapt("attention", mix(mixer_input), _write_apart)
+        mixed = self._adapt("attention", mix(mixer_input), _identity)
         if self.feedforward is None:
             return x + mixed
         feedforward_input = mixer_input
         if self.feedforward_norm is not None:
             feedforward_input = self.feedforward_norm(x)
-        return x + mixed + self._adapt("feedforward", feed_forward(feedforward_input), _write_apart)
+        return x + mixed + self._adapt("feedforward", feed_forward(feedforward_input), _identity)
 
     def _seed_adapters(self, key: PRNGKeyArray) -> None:
         """Give the adapters of linear layers keys for dropout, for one call."""

@@ -6,10 +6,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from t5x_lite.models.character_config import CharacterCNN
+from t5x_lite.models.character_ids import CHARACTERS, CharacterIds
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import ACTIVATIONS, Linear, PromptAdapter, weight
 from t5x_lite.models.sharding import constrain
-from t5x_lite.models.spelling import CHARACTERS, Spelling
 
 
 class CharacterFilters(nnx.Module):
@@ -51,14 +51,14 @@ class CharacterEmbedding(nnx.Module):
     """The vector of each token, computed from its characters (Kim et al. 2016, §2; Peters et al. 2018, §3.4).
 
     Attributes:
-        spelling: the characters of every token of the vocabulary; `ModelSpec.model` sets it.
+        character_ids: the characters of every token of the vocabulary; `ModelSpec.model` sets it.
         prompt: see `Embed`.
     """
 
     def __init__(self, config: ModelConfig, settings: CharacterCNN, *, rngs: nnx.Rngs) -> None:
         self.dtype = jnp.dtype(config.compute)
         self.activation = ACTIVATIONS[settings.activation]
-        self.spelling: Spelling | None = None
+        self.character_ids: CharacterIds | None = None
         std = config.init.embedding_std()
         table = std * jax.random.normal(rngs.params(), (CHARACTERS, settings.width), jnp.float32)
         self.characters = weight(table, ("types", "characters"), is_table=True)
@@ -75,10 +75,10 @@ class CharacterEmbedding(nnx.Module):
 
     def __call__(self, tokens: Int[Array, "b l"], key: PRNGKeyArray | None = None) -> Float[Array, "b l d"]:
         """Return the vector of each token. No words are dropped, whatever the key."""
-        if self.spelling is None:
-            raise ValueError("the characters of the tokens are not known: set ModelSpec.spelling")
+        if self.character_ids is None:
+            raise ValueError("the characters of the tokens are not known: set ModelSpec.character_ids")
         # Ids below zero are those of soft prompts, whose vectors are learned.
-        spelled = jnp.asarray(self.spelling.table)[jnp.maximum(tokens, 0)].astype(jnp.int32)
+        spelled = jnp.asarray(self.character_ids.table)[jnp.maximum(tokens, 0)].astype(jnp.int32)
         # Looked up before the conversion, so that the gradient of the table is summed in float32.
         x = self.characters[...][spelled.reshape(-1, spelled.shape[-1])].astype(self.dtype)
         filtered = jnp.concatenate([self.filters[str(taps + 1)](x) for taps in range(len(self.filters))], axis=-1)

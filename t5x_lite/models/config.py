@@ -254,7 +254,7 @@ class ModelConfig(Config):
         return self.head is not None and not self.head.outputs and self.head.pool != "none"
 
     @property
-    def frames_texts(self) -> bool:
+    def adds_special_tokens(self) -> bool:
         """True if texts are read between the special tokens of a task: in an encoder, and where they get vectors."""
         return self.is_encoder_only or self.gives_vectors
 

@@ -47,14 +47,14 @@ class Electra(nnx.Module):
         assert config.generator is not None
         sharing = config.generator.embedding_sharing
         self.discriminator = Encoder(config, rngs=rngs)
-        like = self.discriminator if sharing == "shared" else None
-        self.generator = Encoder(config.generator_model, like=like, rngs=rngs)
+        shared_with = self.discriminator if sharing == "shared" else None
+        self.generator = Encoder(config.generator_model, shared_with=shared_with, rngs=rngs)
         if sharing == "gradient_disentangled":
             assert isinstance(self.generator.tokens, Embed)
             self.discriminator.tokens = EmbedDifference(config, self.generator.tokens, rngs=rngs)
 
     @property
-    def reader(self) -> Encoder:
+    def text_model(self) -> Encoder:
         """The model that reads a text: the discriminator."""
         return self.discriminator
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from t5x_lite.models.trace_settings import hold
+from t5x_lite.models.trace_settings import set_context_var
 
 if TYPE_CHECKING:
     import qwix
@@ -51,7 +51,7 @@ _active: ContextVar[QuantizedType | None] = ContextVar("quantization", default=N
 
 def quantized_products(quantization: QuantizedType | None) -> AbstractContextManager[None]:
     """Quantize the matrix products of linear maps that are traced inside."""
-    return hold(_active, quantization)
+    return set_context_var(_active, quantization)
 
 
 def active_quantization(axis_names: tuple[str, ...]) -> QuantizedType | None:

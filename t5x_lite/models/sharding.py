@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array
 
-from t5x_lite.models.trace_settings import hold
+from t5x_lite.models.trace_settings import set_context_var
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -121,7 +121,7 @@ _in_shard: ContextVar[bool] = ContextVar("in_shard", default=False)
 
 def in_shard(*, enabled: bool) -> AbstractContextManager[None]:
     """Trace what is computed inside for one shard of the tokens of a batch; see `token_shards.map_shards`."""
-    return hold(_in_shard, enabled)
+    return set_context_var(_in_shard, enabled)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))

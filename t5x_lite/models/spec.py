@@ -10,10 +10,10 @@ from flax import nnx
 from jaxtyping import PRNGKeyArray, PyTree
 
 from t5x_lite.models.character_embedding import CharacterEmbedding
+from t5x_lite.models.character_ids import CharacterIds
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.electra import Electra
 from t5x_lite.models.layers import Weight, WeightAxes
-from t5x_lite.models.spelling import Spelling
 from t5x_lite.models.surgery import Surgeon
 from t5x_lite.models.transformer import Decoder, Encoder, EncoderDecoder
 
@@ -36,13 +36,13 @@ class ModelSpec:
         graph: the modules without their arrays.
         axes: `WeightAxes` of every parameter, as a nested dict.
         shapes: shape and type of every parameter, likewise.
-        spelling: the characters of every token, of a model with `characters`.
+        character_ids: the characters of every token, of a model with `characters`.
     """
 
     graph: nnx.GraphDef
     axes: PyTree[WeightAxes]
     shapes: PyTree[jax.ShapeDtypeStruct]
-    spelling: Spelling | None = None
+    character_ids: CharacterIds | None = None
 
     def model(self, params: PyTree) -> Any:
         """Return the module with these parameters, a nested dict."""
@@ -52,17 +52,17 @@ class ModelSpec:
 
         weights = jax.tree.map(add_axes, self.axes, params)
         model = nnx.merge(self.graph, nnx.State(weights))
-        if self.spelling is not None:
+        if self.character_ids is not None:
             for _, module in nnx.iter_modules(model):
                 if isinstance(module, CharacterEmbedding):
-                    module.spelling = self.spelling
+                    module.character_ids = self.character_ids
         return model
 
     def with_blank_spelling(self, config: ModelConfig) -> "ModelSpec":
         """Return the structure of a model that is compiled for its costs alone, without the words of a tokenizer."""
         if config.characters is None or config.vocab is None:
             return self
-        return replace(self, spelling=Spelling.blank((config.vocab, config.characters.length)))
+        return replace(self, character_ids=CharacterIds.blank((config.vocab, config.characters.length)))
 
     def is_output(self, axes: WeightAxes) -> bool:
         """Return whether an array is the output's matrix or bias; the table of the tokens is only in a tied model."""

@@ -31,8 +31,8 @@ SHARED_MODULES = (
 class Stack(ScannedLayers):
     """`layers` layers: those of `model.first`, and repeats of the pattern.
 
-    With `shared_layers` the weights of a repeat serve all repeats of its group, of `shared_groups`. With `like`, all
-    weights but those of cross-attention are the other stack's.
+    With `shared_layers` the weights of a repeat serve all repeats of its group, of `shared_groups`. With `shared_with`,
+    all weights but those of cross-attention are the other stack's.
 
     Attributes:
         first: the layers of `model.first`, which do not repeat; None where there are none.
@@ -53,7 +53,7 @@ class Stack(ScannedLayers):
         *,
         causal: bool,
         has_cross: bool = False,
-        like: "Stack | None" = None,
+        shared_with: "Stack | None" = None,
         rngs: nnx.Rngs,
     ) -> None:
         self.causal = causal
@@ -75,12 +75,12 @@ class Stack(ScannedLayers):
             self.final_norm = None
         self.mix: Any = nnx.data(None)
         self.carried_states: list[LayerCache] | None = nnx.data(None)
-        if like is not None:
-            self.positions = like.positions
-            self.final_norm = like.final_norm
+        if shared_with is not None:
+            self.positions = shared_with.positions
+            self.final_norm = shared_with.final_norm
             for number in self.layers:
                 for name in SHARED_MODULES:
-                    setattr(self.layers[number], name, getattr(like.layers[number], name))
+                    setattr(self.layers[number], name, getattr(shared_with.layers[number], name))
 
     def attention_context(
         self, queries: TokenPositions, keys: TokenPositions, positions: Int[Array, "b l"], *, self_attention: bool

@@ -146,7 +146,7 @@ class Surgeon:
             UserError: a layer has another mixer than attention.
         """
         create_one = partial(_create_key_value_adapter, method, create)
-        for block in _blocks(self._reader().stack):
+        for block in _blocks(self._input_backbone().stack):
             if not isinstance(block.attention, Attention):
                 raise UserError("adapt.method: a layer with another mixer than attention has no keys and values")
             block.attention.prefix = self._create_stacked(create_one, block.attention.query.weight)
@@ -157,7 +157,7 @@ class Surgeon:
 
     def mix_layers(self, mix: nnx.Module) -> None:
         """Make the states a mixture of the outputs of the layers; see `Stack.mix`."""
-        self._reader().stack.mix = mix
+        self._input_backbone().stack.mix = mix
 
     def add_reference(self) -> None:
         """Put a second model of the same config beside the layers, as `reference`."""
@@ -167,7 +167,7 @@ class Surgeon:
         """Put a second model of the same config beside the layers, as `passage_encoder`."""
         self.model.passage_encoder = type(self.model)(self.config, rngs=self.rngs)
 
-    def _reader(self) -> Backbone:
+    def _input_backbone(self) -> Backbone:
         """Return the backbone that reads the inputs."""
         return getattr(self.model, "encoder", None) or self.model.decoder
 
@@ -187,7 +187,7 @@ class Surgeon:
                     yield ".".join(str(part) for part in (name, *path)), module
 
     def _create_stacked(self, create: Callable[[nnx.Rngs], Adapter], like: Weight) -> Adapter:
-        """Return an adapter for each layer that the weight `like` is stacked over; or one."""
+        """Return an adapter for each layer that the weight `shared_with` is stacked over; or one."""
         is_stacked = like.ndim > len(like.axes.names)
         if not is_stacked:
             return create(self.rngs)

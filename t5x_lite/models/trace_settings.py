@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 @contextmanager
-def hold(variable: ContextVar[T], value: T) -> Iterator[None]:
+def set_context_var(variable: ContextVar[T], value: T) -> Iterator[None]:
     """Give a variable a value for what is traced inside, and then the one that it had before."""
     token = variable.set(value)
     try:

@@ -26,7 +26,7 @@ class TextModel(nnx.Module):
     """A model that reads a text by one of its stacks, its `backbone`."""
 
     @property
-    def reader(self) -> Self:
+    def text_model(self) -> Self:
         """The model that reads a text: this one."""
         return self
 
@@ -96,18 +96,18 @@ class Decoder(TextModel):
 class Encoder(TextModel):
     """BERT and its descendants: every token attends to all of its document; `model.outputs` says what is predicted.
 
-    With `like`, token table and embedding are those of another encoder.
+    With `shared_with`, token table and embedding are those of another encoder.
     """
 
-    def __init__(self, config: ModelConfig, *, like: "Encoder | None" = None, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: ModelConfig, *, shared_with: "Encoder | None" = None, rngs: nnx.Rngs) -> None:
         other = None
         self.tokens: Embed | CharacterEmbedding
-        if like is None:
+        if shared_with is None:
             self.tokens = token_embedding(config, rngs)
         else:
-            self.tokens = like.tokens
-            other = like.encoder
-        self.encoder: Backbone = Backbone(config, config.layers, causal=False, like=other, rngs=rngs)
+            self.tokens = shared_with.tokens
+            other = shared_with.encoder
+        self.encoder: Backbone = Backbone(config, config.layers, causal=False, shared_with=other, rngs=rngs)
         self.output: TokenOutput | None = _create_output(TokenOutput, "tokens", config, rngs)
         self.neighbours: TokenOutput | None = _create_output(TokenOutput, "neighbours", config, rngs)
         self.sentence: SentenceOutput | None = _create_output(SentenceOutput, "sentence", config, rngs)
@@ -204,7 +204,7 @@ class EncoderDecoder(TextModel):
             config.decoder_layers,
             causal=True,
             has_cross=True,
-            like=other,
+            shared_with=other,
             shares_stack=config.shared_stacks,
             rngs=rngs,
         )

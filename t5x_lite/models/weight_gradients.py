@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from t5x_lite.models.trace_settings import hold
+from t5x_lite.models.trace_settings import set_context_var
 
 _active: ContextVar[bool] = ContextVar("float32_weight_gradients", default=False)
 
@@ -19,7 +19,7 @@ def float32_weight_gradients(*, enabled: bool) -> AbstractContextManager[None]:
 
     Those of experts and of recurrences keep their type.
     """
-    return hold(_active, enabled)
+    return set_context_var(_active, enabled)
 
 
 def has_float32_weight_gradients() -> bool:

@@ -13,12 +13,12 @@ from t5x_lite.models.feedforward.config import NoFeedForward
 from t5x_lite.models.mixers.recurrent import Recurrent
 from t5x_lite.models.normalization import NoNorm
 from t5x_lite.objectives.features import segments_of, token_features
-from t5x_lite.objectives.framing import encoder_frame, encoder_frame_size
 from t5x_lite.objectives.model_protocols import Batch, BidirectionalModel, DropoutKey, LossSettings, LossSums
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features, Objective, TokenRow
 from t5x_lite.objectives.row_kinds import DOCUMENTS, RowKind
+from t5x_lite.objectives.special_tokens import encoder_template, num_encoder_special_tokens
 
-FRAME = encoder_frame_size(texts=1)
+NUM_SPECIAL_TOKENS = num_encoder_special_tokens(texts=1)
 
 
 class BidirectionalLM(Objective):
@@ -56,15 +56,15 @@ class BidirectionalLM(Objective):
 
     def check_context(self, context: ExampleContext) -> None:
         """Refuse a tokenizer without <s> and </s>."""
-        encoder_frame(context.vocabulary, f"objective {self.name}")
+        encoder_template(context.vocabulary, f"objective {self.name}")
 
     def row_length(self, context: ExampleContext) -> int:
         """Return the room between the special tokens."""
-        return context.seq_len - FRAME
+        return context.seq_len - NUM_SPECIAL_TOKENS
 
     def sizes(self, lengths: np.ndarray, context: ExampleContext) -> np.ndarray:
         """Return the length of each document with its special tokens."""
-        return lengths.sum(1, keepdims=True) + FRAME
+        return lengths.sum(1, keepdims=True) + NUM_SPECIAL_TOKENS
 
     def capacity(self, context: ExampleContext) -> tuple[int, ...]:
         return (context.seq_len,)
@@ -73,10 +73,10 @@ class BidirectionalLM(Objective):
         return ExampleLengths(context.seq_len, 2 * context.seq_len)
 
     def example(self, row: TokenRow, context: ExampleContext, rng: np.random.Generator) -> Features:
-        frame = encoder_frame(context.vocabulary, f"objective {self.name}")
+        template = encoder_template(context.vocabulary, f"objective {self.name}")
         texts = [np.zeros(0, np.int32)]
         for segment in segments_of(row.segments):
-            texts.append(frame.tokens([row.tokens[segment]]))
+            texts.append(template.tokens([row.tokens[segment]]))
         numbers = np.repeat(np.arange(len(texts), dtype=np.int32), [len(text) for text in texts])
         features = token_features(np.concatenate(texts), numbers, context.seq_len)
         tokens = features["tokens"]

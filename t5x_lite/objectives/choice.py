@@ -4,9 +4,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from t5x_lite.objectives.framing import frame_each
 from t5x_lite.objectives.objective import ExampleContext, Features
-from t5x_lite.objectives.supervised import Coder, Pooled, Record
+from t5x_lite.objectives.special_tokens import build_batch_features
+from t5x_lite.objectives.supervised import Pooled, Record, TaskTokenizer
 from t5x_lite.schema import Int, setting
 
 
@@ -15,8 +15,8 @@ class Choice(Pooled):
 
     Roles: `text` (or a list of texts), `choices` (a list of `count` texts) and `label` (index of the right one).
 
-    Features: those of `frame_texts` for each choice, `[count, seq_len]`; `targets` int32 and `loss_weights` float32,
-    scalars.
+    Features: those of `build_text_features` for each choice, `[count, seq_len]`; `targets` int32 and `loss_weights`
+    float32, scalars.
     """
 
     name: ClassVar[str] = "choice"
@@ -28,14 +28,14 @@ class Choice(Pooled):
     def texts(self) -> int:
         return self.count
 
-    def examples(self, record: Record, coder: Coder, context: ExampleContext) -> list[Features]:
+    def examples(self, record: Record, tokenizer: TaskTokenizer, context: ExampleContext) -> list[Features]:
         choices = record["choices"]
         label = self.reference(record)
         if len(choices) != self.count or not 0 <= label < self.count:
             raise ValueError(f"{len(choices)} choices, label {record['label']}; expected {self.count} choices")
-        text = coder.encode(self._text(record))
-        pairs = [[text, coder.encode(str(choice))] for choice in choices]
-        features = frame_each(pairs, context)
+        text = tokenizer.encode(self._text(record))
+        pairs = [[text, tokenizer.encode(str(choice))] for choice in choices]
+        features = build_batch_features(pairs, context)
         features["targets"] = np.array(label, np.int32)
         features["loss_weights"] = np.array(1, np.float32)
         return [features]

@@ -8,18 +8,18 @@ import numpy as np
 
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.head_config import HeadActivation, HeadConfig
-from t5x_lite.objectives.framing import frame_texts
 from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LossSettings, LossSums, TaskModel
 from t5x_lite.objectives.objective import ExampleContext, Features
-from t5x_lite.objectives.supervised import Coder, Pooled, Record, label_index
+from t5x_lite.objectives.special_tokens import build_text_features
+from t5x_lite.objectives.supervised import Pooled, Record, TaskTokenizer, label_index
 from t5x_lite.schema import Strings, setting
 
 
 class _TextLabel(Pooled):
     """Roles `text`, optionally `second`, and `label`.
 
-    Features: those of `frame_texts`; `targets` (int32 for a class, float32 for a number) and `loss_weights` float32,
-    scalars.
+    Features: those of `build_text_features`; `targets` (int32 for a class, float32 for a number) and `loss_weights`
+    float32, scalars.
     """
 
     roles: ClassVar[tuple[str, ...]] = ("text", "label")
@@ -31,12 +31,12 @@ class _TextLabel(Pooled):
         layer = {"transform": self.transform, "activation": self.activation}
         return super().head(model).model_copy(update=layer)
 
-    def examples(self, record: Record, coder: Coder, context: ExampleContext) -> list[Features]:
-        texts = [coder.encode(str(record[role])) for role in ("text", "second") if role in record]
+    def examples(self, record: Record, tokenizer: TaskTokenizer, context: ExampleContext) -> list[Features]:
+        texts = [tokenizer.encode(str(record[role])) for role in ("text", "second") if role in record]
         reference = self.reference(record)
         dtype = np.int32 if isinstance(reference, int) else np.float32
         features = {
-            **frame_texts(texts, context),
+            **build_text_features(texts, context),
             "targets": np.array(reference, dtype),
             "loss_weights": np.array(1, np.float32),
         }

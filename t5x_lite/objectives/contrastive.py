@@ -11,9 +11,9 @@ from jaxtyping import Bool
 
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import Family, ModelConfig
-from t5x_lite.objectives.framing import encoder_frame, encoder_frame_size, frame_each
 from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LossSettings, LossSums, TaskModel
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features, Objective, TokenRow
+from t5x_lite.objectives.special_tokens import build_batch_features, encoder_template, num_encoder_special_tokens
 from t5x_lite.objectives.supervised import SHORTEST_ROW, pooled_states
 from t5x_lite.schema import setting
 
@@ -52,13 +52,13 @@ class Contrastive(Objective):
 
     def check_context(self, context: ExampleContext) -> None:
         """Refuse a tokenizer without [CLS] and [SEP], and a row without room for tokens between them."""
-        encoder_frame(context.vocabulary, f"objective {self.name}")
+        encoder_template(context.vocabulary, f"objective {self.name}")
         if context.seq_len < SHORTEST_ROW:
             raise UserError(f"objective contrastive: train.seq_len {context.seq_len} leaves no room in a view")
 
     def row_length(self, context: ExampleContext) -> int:
         """Return the largest number of tokens in all views, without their special tokens."""
-        view_length = context.seq_len - encoder_frame_size(texts=1)
+        view_length = context.seq_len - num_encoder_special_tokens(texts=1)
         if self.views == "halves":
             return 2 * view_length
         return view_length
@@ -73,7 +73,7 @@ class Contrastive(Objective):
         in_first, in_second = self._draw_views(len(text), rng)
         is_complete = in_first.any() and in_second.any()
         return {
-            **frame_each([[text[in_first]], [text[in_second]]], context),
+            **build_batch_features([[text[in_first]], [text[in_second]]], context),
             "loss_weights": np.array(is_complete, np.float32),
         }
 

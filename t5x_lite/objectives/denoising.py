@@ -8,15 +8,15 @@ from jaxtyping import Int
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import Family
 from t5x_lite.objectives.features import Pair, segments_of
-from t5x_lite.objectives.framing import encoder_frame
 from t5x_lite.objectives.inputs_targets import InputsTargets
 from t5x_lite.objectives.masked import MASK
 from t5x_lite.objectives.objective import ExampleContext, Features, TokenRow
 from t5x_lite.objectives.row_kinds import DIVIDED_TEXTS, TOKENS, RowKind
 from t5x_lite.objectives.span_corruption import without_eos
+from t5x_lite.objectives.special_tokens import encoder_template
 from t5x_lite.schema import setting
 
-FRAME_SIZE = 2
+NUM_SPECIAL_TOKENS = 2
 """Special tokens around a text on both sides: <s> and </s>."""
 
 
@@ -47,21 +47,21 @@ class Denoising(InputsTargets):
         """Refuse a tokenizer without the special tokens, and a row without room for a text."""
         user = f"objective {self.name}"
         context.vocabulary.require_token(user, *MASK)
-        encoder_frame(context.vocabulary, user)
+        encoder_template(context.vocabulary, user)
         if self.row_length(context) < 1:
             raise UserError(f"{user}: train.seq_len {context.seq_len} leaves no room for a text; make it larger")
 
     def row_length(self, context: ExampleContext) -> int:
         """Return the largest number of tokens of a text that fits with `<s>` and `</s>`."""
-        return context.seq_len - FRAME_SIZE
+        return context.seq_len - NUM_SPECIAL_TOKENS
 
     def target_length(self, context: ExampleContext) -> int:
         return context.seq_len
 
     def sizes(self, lengths: Int[np.ndarray, "documents parts"], context: ExampleContext) -> Int[np.ndarray, "_ n"]:
         """Return the room for inputs, which are never longer than the text, and for targets."""
-        framed = lengths.sum(1) + FRAME_SIZE
-        return np.stack([framed, framed], axis=1)
+        row_lengths = lengths.sum(1) + NUM_SPECIAL_TOKENS
+        return np.stack([row_lengths, row_lengths], axis=1)
 
     def example(self, row: TokenRow, context: ExampleContext, rng: np.random.Generator) -> Features:
         """Corrupt each segment of the row."""
@@ -81,13 +81,13 @@ class Denoising(InputsTargets):
     ) -> Pair:
         """Return the corrupted text and the text, both between `<s>` and `</s>`."""
         user = f"objective {self.name}"
-        frame = encoder_frame(context.vocabulary, user)
+        template = encoder_template(context.vocabulary, user)
         corrupted = tokens
         if self.permute_sentences:
             corrupted = permute(tokens, parts, rng)
         mask = context.vocabulary.require_token(user, *MASK)
         corrupted = infill(corrupted, draw_spans(len(tokens), self.noise_density, self.mean_span, rng), mask, rng)
-        return frame.tokens([corrupted]), frame.tokens([tokens])
+        return template.tokens([corrupted]), template.tokens([tokens])
 
 
 def permute(

@@ -34,7 +34,7 @@ def dummy_context(size: int, length: int, family: Family, sentinels: int = SENTI
         special=np.arange(size) < len(SPECIAL_TOKENS),
         begins_word=np.ones(size, bool),
         frequency=np.full(size, 1 / size),
-        ending=(1,),
+        suffix_tokens=(1,),
     )
     return ExampleContext(length, vocabulary, family)
 

@@ -9,10 +9,10 @@ from jaxtyping import Int
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import Family, ModelConfig
 from t5x_lite.models.head_config import HeadConfig
-from t5x_lite.objectives.framing import encoder_frame_size, frame_texts, task_frame
 from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LossSettings, LossSums, TaskModel
 from t5x_lite.objectives.objective import ExampleContext, Features
-from t5x_lite.objectives.supervised import Coder, Record, Supervised, text_states
+from t5x_lite.objectives.special_tokens import build_text_features, num_encoder_special_tokens, task_template
+from t5x_lite.objectives.supervised import Record, Supervised, TaskTokenizer, text_states
 from t5x_lite.schema import Int as IntSetting
 from t5x_lite.schema import setting
 
@@ -30,12 +30,12 @@ class Extract(Supervised):
     Roles: `question`, `context`, `answers` (texts) and `starts` (their first characters). A question without answers is
     unanswerable.
 
-    A long context becomes several examples, overlapping windows. Features: those of `frame_texts`; `start` and `end`
-    int32, scalars, the positions of the answer's first and last token, or the position of [CLS] if the window does not
-    hold the answer; `allowed` float32 `[seq_len]`, 1 for [CLS] and for the tokens of the context; `places` int32
-    `[seq_len, 2]`, the characters of the context that each token stands for, -1 for [CLS]; `loss_weights` float32, a
-    scalar. A record whose answer is not in its context has weight 0: it is evaluated but not learnt, as in BERT's own
-    script.
+    A long context becomes several examples, overlapping windows. Features: those of `build_text_features`; `start` and
+    `end` int32, scalars, the positions of the answer's first and last token, or the position of [CLS] if the window
+    does not hold the answer; `allowed` float32 `[seq_len]`, 1 for [CLS] and for the tokens of the context; `places`
+    int32 `[seq_len, 2]`, the characters of the context that each token stands for, -1 for [CLS]; `loss_weights`
+    float32, a scalar. A record whose answer is not in its context has weight 0: it is evaluated but not learnt, as in
+    BERT's own script.
     """
 
     name: ClassVar[str] = "extract"
@@ -57,11 +57,11 @@ class Extract(Supervised):
 
     def check_context(self, context: ExampleContext) -> None:
         """Refuse a row without room for a context beside the question."""
-        room = context.seq_len - context.placeholders - encoder_frame_size(texts=2)
+        room = context.seq_len - context.num_virtual_tokens - num_encoder_special_tokens(texts=2)
         if room <= self.question_len:
             raise UserError(
                 f"objective extract: train.seq_len {context.seq_len} leaves no room for a context beside "
-                f"question_len {self.question_len} and {context.placeholders} soft tokens"
+                f"question_len {self.question_len} and {context.num_virtual_tokens} virtual tokens"
             )
 
     def learnable(self, record: Record) -> bool:
@@ -72,15 +72,15 @@ class Extract(Supervised):
         start = int(record["starts"][0])
         return bool(answer) and record["context"][start : start + len(answer)] == answer
 
-    def examples(self, record: Record, coder: Coder, context: ExampleContext) -> list[Features]:
-        question = coder.encode(str(record["question"]).strip())[: self.question_len]
-        token_ids, offsets = coder.encode_with_offsets(str(record["context"]))
+    def examples(self, record: Record, tokenizer: TaskTokenizer, context: ExampleContext) -> list[Features]:
+        question = tokenizer.encode(str(record["question"]).strip())[: self.question_len]
+        token_ids, offsets = tokenizer.encode_with_offsets(str(record["context"]))
         is_learnable = self.learnable(record)
         answer = NO_SPAN
         if is_learnable:
             answer = _answer_span(record, offsets)
 
-        room = context.seq_len - context.placeholders - encoder_frame_size(texts=2) - len(question)
+        room = context.seq_len - context.num_virtual_tokens - num_encoder_special_tokens(texts=2) - len(question)
         stride = min(self.window_stride, room)
         windows: list[Features] = []
         for start in range(0, max(len(token_ids) - room, 0) + stride, stride):
@@ -182,11 +182,11 @@ def _window_features(
     context: ExampleContext,
 ) -> dict[str, np.ndarray]:
     """Return the features of one window, without its weight; `answer` counts from the start of the window."""
-    frame = task_frame(context)
-    window_start = context.placeholders + len(frame.start) + len(question) + 1
+    template = task_template(context)
+    window_start = context.num_virtual_tokens + len(template.start) + len(question) + 1
     window = slice(window_start, window_start + len(token_ids))
     # XLNet's <cls> comes after the [SEP] of the context.
-    cls = window.stop + 1 if frame.last else context.placeholders
+    cls = window.stop + 1 if template.last else context.num_virtual_tokens
     allowed = np.zeros(context.seq_len, np.float32)
     allowed[cls] = 1
     allowed[window] = 1
@@ -199,7 +199,7 @@ def _window_features(
         start = window_start + answer[0]
         end = window_start + answer[1]
     return {
-        **frame_texts([question, token_ids], context),
+        **build_text_features([question, token_ids], context),
         "start": np.array(start, np.int32),
         "end": np.array(end, np.int32),
         "allowed": allowed,

@@ -12,7 +12,6 @@ from jaxtyping import Int
 
 from t5x_lite.models.config import Family, ModelConfig
 from t5x_lite.objectives.features import pad
-from t5x_lite.objectives.framing import encoder_frame, encoder_frame_size, frame_pair, frame_row
 from t5x_lite.objectives.masking import (
     Groups,
     boundary_features,
@@ -32,6 +31,12 @@ from t5x_lite.objectives.model_protocols import (
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features, TokenRow, Vocabulary
 from t5x_lite.objectives.row_kinds import SENTENCES, TOKENS, RowKind
 from t5x_lite.objectives.sentence_pairs import draw_sentence_pair
+from t5x_lite.objectives.special_tokens import (
+    build_pair_features,
+    build_row_features,
+    encoder_template,
+    num_encoder_special_tokens,
+)
 from t5x_lite.objectives.token_prediction import TokenPrediction
 from t5x_lite.schema import Int as IntSetting
 from t5x_lite.schema import setting
@@ -130,21 +135,21 @@ class Masked(TokenPrediction):
 
     def check_context(self, context: ExampleContext) -> None:
         """Refuse a tokenizer without [CLS], [SEP] and [MASK] (or <s>, </s>, <mask>)."""
-        encoder_frame(context.vocabulary, f"objective {self.name}")
+        encoder_template(context.vocabulary, f"objective {self.name}")
         self._mask_token(context.vocabulary)
 
     def row_length(self, context: ExampleContext) -> int:
         """Return the room between the special tokens."""
         texts = 1 if self.sentences == "none" else 2
-        return context.seq_len - encoder_frame_size(texts)
+        return context.seq_len - num_encoder_special_tokens(texts)
 
     def lengths(self, context: ExampleContext) -> ExampleLengths:
         return ExampleLengths(context.seq_len, self._predictions(context))
 
     def example(self, row: TokenRow, context: ExampleContext, rng: np.random.Generator) -> Features:
-        """Frame the text, then mask some of its tokens."""
+        """Add special tokens to the text, then mask some of its tokens."""
         if self.sentences == "none":
-            return self.mask(frame_row(row, context, self.language), context, rng)
+            return self.mask(build_row_features(row, context, self.language), context, rng)
         pair = draw_sentence_pair(
             row,
             context.vocabulary,
@@ -153,24 +158,24 @@ class Masked(TokenPrediction):
             short_share=self.short_share,
             rng=rng,
         )
-        framed = frame_pair(pair.first, pair.second, context)
+        text = build_pair_features(pair.first, pair.second, context)
         return {
-            **self.mask(framed, context, rng),
+            **self.mask(text, context, rng),
             "sentence_targets": np.array(pair.label, np.int32),
-            "sentence_weights": np.array(framed["segment_ids"][0] > 0, np.float32),
+            "sentence_weights": np.array(text["segment_ids"][0] > 0, np.float32),
         }
 
-    def mask(self, framed: Features, context: ExampleContext, rng: np.random.Generator) -> Features:
-        """Mask some tokens of a framed text and add the features of the targets."""
+    def mask(self, text: Features, context: ExampleContext, rng: np.random.Generator) -> Features:
+        """Mask some tokens of a text with special tokens, and add the features of the targets."""
         vocabulary = context.vocabulary
-        is_token = framed["segment_ids"] > 0
+        is_token = text["segment_ids"] > 0
         budget = min(self._predictions(context), max(round(self.rate * int(is_token.sum())), 1))
-        candidates = np.flatnonzero(is_token & ~vocabulary.special[framed["tokens"]])
-        groups = self._choose_groups(candidates, framed["tokens"], budget, vocabulary, rng)
+        candidates = np.flatnonzero(is_token & ~vocabulary.special[text["tokens"]])
+        groups = self._choose_groups(candidates, text["tokens"], budget, vocabulary, rng)
         positions = np.concatenate([np.zeros(0, np.int64), *groups])
-        originals = framed["tokens"][positions]
+        originals = text["tokens"][positions]
 
-        tokens = framed["tokens"].copy()
+        tokens = text["tokens"].copy()
         if self.spans == "geometric":
             for group in groups:
                 tokens[group] = self._replace(tokens[group], vocabulary, rng, together=True)
@@ -180,7 +185,7 @@ class Masked(TokenPrediction):
         order = np.argsort(positions)
         predictions = self._predictions(context)
         features = {
-            **framed,
+            **text,
             "tokens": tokens,
             "target_positions": pad(positions[order], predictions),
             "targets": pad(originals[order], predictions),

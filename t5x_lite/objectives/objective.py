@@ -34,8 +34,8 @@ class Vocabulary:
         begins_word: marks the ids of tokens that begin a word, such as those that begin with a space.
         frequency: each token's share of the training text, if the objective needs it (`Objective.needs_frequency`).
         ends_word: marks the ids of tokens that end a word, such as those that end with a line break.
-        beginning: ids that the tokenizer puts before every text, such as Llama's <s>.
-        ending: ids that it puts after every text that an encoder_decoder reads, such as T5's </s>.
+        prefix_tokens: ids that the tokenizer puts before every text, such as Llama's <s>.
+        suffix_tokens: ids that it puts after every text that an encoder_decoder reads, such as T5's </s>.
     """
 
     size: int
@@ -46,8 +46,8 @@ class Vocabulary:
     begins_word: Bool[np.ndarray, "size"]
     frequency: Float[np.ndarray, "size"] | None = None
     ends_word: Bool[np.ndarray, "size"] | None = None
-    beginning: tuple[int, ...] = ()
-    ending: tuple[int, ...] = ()
+    prefix_tokens: tuple[int, ...] = ()
+    suffix_tokens: tuple[int, ...] = ()
 
     def require_eos(self, user: str) -> int:
         """Return the id of the end-of-text token.
@@ -89,14 +89,14 @@ class ExampleContext:
         seq_len: `train.seq_len`, in tokens.
         vocabulary: the tokenizer's.
         family: of the model.
-        placeholders: number of soft tokens, with the ids -1, -2, …, before each input of a task.
+        num_virtual_tokens: number of virtual tokens, with the ids -1, -2, …, before each input of a task.
         start_token: the token that an encoder_decoder's decoder begins with.
     """
 
     seq_len: int
     vocabulary: Vocabulary
     family: Family = "decoder"
-    placeholders: int = 0
+    num_virtual_tokens: int = 0
     start_token: int = 0
 
     @property

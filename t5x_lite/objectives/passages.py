@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
-from t5x_lite.objectives.framing import frame_texts, task_frame
 from t5x_lite.objectives.objective import ExampleContext, Features
+from t5x_lite.objectives.special_tokens import build_text_features, task_template
 
 Encode = Callable[[str], np.ndarray]
 """A function from a text to its int32 ids."""
@@ -59,22 +59,22 @@ def passage_ids(passage: Passage, encode: Encode, context: ExampleContext) -> In
     text = encode(passage.text)
     if not passage.title:
         return text
-    separator = np.array([task_frame(context).end], np.int32)
+    separator = np.array([task_template(context).end], np.int32)
     return np.concatenate([encode(passage.title), separator, text])
 
 
-def frame_passage(passage: Passage, encode: Encode, context: ExampleContext) -> Features:
-    """Return the features of `frame_texts` for a passage as a single text; a long one loses its end."""
-    return frame_texts([passage_ids(passage, encode, context)], context)
+def build_passage_features(passage: Passage, encode: Encode, context: ExampleContext) -> Features:
+    """Return the features of `build_text_features` for a passage as a single text; a long one loses its end."""
+    return build_text_features([passage_ids(passage, encode, context)], context)
 
 
-def frame_query(query: str, encode: Encode, context: ExampleContext) -> Features:
-    """Return the features of `frame_texts` for a query."""
-    return frame_texts([encode(query)], context)
+def build_query_features(query: str, encode: Encode, context: ExampleContext) -> Features:
+    """Return the features of `build_text_features` for a query."""
+    return build_text_features([encode(query)], context)
 
 
 def without_padding(features: Features) -> dict[str, np.ndarray]:
-    """Return the tokens, segment ids and, in an encoder, token types of a framed text, cut after its last token."""
+    """Return the tokens, segment ids and, in an encoder, token types of a text, cut after its last special token."""
     length = int((features["segment_ids"] > 0).sum())
     names = features.keys() & {"tokens", "segment_ids", "token_types"}
     return {name: features[name][:length] for name in sorted(names)}

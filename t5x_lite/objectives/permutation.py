@@ -8,12 +8,17 @@ from jaxtyping import Bool, Int
 
 from t5x_lite.models.config import Family, ModelConfig
 from t5x_lite.objectives.features import pad
-from t5x_lite.objectives.framing import encoder_frame, encoder_frame_size, frame_pair, frame_row
 from t5x_lite.objectives.masking import Groups, words_of_row
 from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LossSettings, LossSums, PermutationModel
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features, Objective, TokenRow
 from t5x_lite.objectives.row_kinds import SENTENCES, TOKENS, RowKind
 from t5x_lite.objectives.sentence_pairs import draw_sentence_pair
+from t5x_lite.objectives.special_tokens import (
+    build_pair_features,
+    build_row_features,
+    encoder_template,
+    num_encoder_special_tokens,
+)
 from t5x_lite.schema import Int as IntSetting
 from t5x_lite.schema import setting
 
@@ -27,7 +32,7 @@ class Permutation(Objective):
     Features: `tokens`, `token_types`, `segment_ids`, `rank` int32 `[seq_len]`; `target_positions` (ascending),
     `targets` int32 and `loss_weights` float32 `[predictions]`, where unused entries have weight 0.
 
-    A row is `text [SEP] [CLS]` or `A [SEP] B [SEP] [CLS]`, or as the tokenizer's frame is.
+    A row is `text [SEP] [CLS]` or `A [SEP] B [SEP] [CLS]`, or as the tokenizer has it.
     """
 
     name: ClassVar[str] = "permutation"
@@ -59,30 +64,30 @@ class Permutation(Objective):
 
     def check_context(self, context: ExampleContext) -> None:
         """Refuse a tokenizer without the special tokens of an encoder."""
-        encoder_frame(context.vocabulary, f"objective {self.name}")
+        encoder_template(context.vocabulary, f"objective {self.name}")
 
     def row_length(self, context: ExampleContext) -> int:
         """Return the room between the special tokens."""
-        return context.seq_len - encoder_frame_size(2 if self.pairs else 1)
+        return context.seq_len - num_encoder_special_tokens(2 if self.pairs else 1)
 
     def lengths(self, context: ExampleContext) -> ExampleLengths:
         predictions = self._predictions(context.seq_len)
         return ExampleLengths(context.seq_len, predictions, query_stream=predictions)
 
     def example(self, row: TokenRow, context: ExampleContext, rng: np.random.Generator) -> Features:
-        """Frame the text, choose spans of it, and draw an order."""
+        """Add special tokens to the text, choose spans of it, and draw an order."""
         if not self.pairs:
-            return self.permute(frame_row(row, context), context, rng)
+            return self.permute(build_row_features(row, context), context, rng)
         pair = draw_sentence_pair(
             row, context.vocabulary, room=self.row_length(context), kind="next", short_share=0.0, rng=rng
         )
-        return self.permute(frame_pair(pair.first, pair.second, context), context, rng)
+        return self.permute(build_pair_features(pair.first, pair.second, context), context, rng)
 
-    def permute(self, framed: Features, context: ExampleContext, rng: np.random.Generator) -> Features:
-        """Choose the predicted tokens of a framed text and their order."""
+    def permute(self, text: Features, context: ExampleContext, rng: np.random.Generator) -> Features:
+        """Choose the predicted tokens of a text with special tokens, and their order."""
         vocabulary = context.vocabulary
-        tokens = framed["tokens"]
-        is_token = framed["segment_ids"] > 0
+        tokens = text["tokens"]
+        is_token = text["segment_ids"] > 0
         is_special = vocabulary.special[tokens]
         candidates = np.flatnonzero(is_token & ~is_special)
         budget = min(self._predictions(int(is_token.sum())), len(candidates))
@@ -92,8 +97,8 @@ class Permutation(Objective):
         predictions = self._predictions(context.seq_len)
         return {
             "tokens": tokens,
-            "token_types": framed["token_types"],
-            "segment_ids": framed["segment_ids"],
+            "token_types": text["token_types"],
+            "segment_ids": text["segment_ids"],
             "rank": self.draw_ranks(is_ordered, rng),
             "target_positions": pad(chosen, predictions),
             "targets": pad(tokens[chosen], predictions),

@@ -12,10 +12,10 @@ import numpy as np
 
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import Family
-from t5x_lite.objectives.framing import text_start
 from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LossSettings, LossSums
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features
-from t5x_lite.objectives.supervised import Answer, Coder, Record, Supervised
+from t5x_lite.objectives.special_tokens import text_start
+from t5x_lite.objectives.supervised import Answer, Record, Supervised, TaskTokenizer
 from t5x_lite.schema import Int, OneOf, setting
 from t5x_lite.verifiers import VERIFIERS, Verifier
 
@@ -139,13 +139,13 @@ class PolicyOptimization(Supervised):
     def lengths(self, context: ExampleContext) -> ExampleLengths:
         return ExampleLengths(context.seq_len, self.answer_len, texts=self.group_size)
 
-    def examples(self, record: Record, coder: Coder, context: ExampleContext) -> list[Features]:
+    def examples(self, record: Record, tokenizer: TaskTokenizer, context: ExampleContext) -> list[Features]:
         self.check_record(record)
         length = context.seq_len - self.answer_len
         start = text_start(context)
         if isinstance(record["prompt"], list):
             start = ()  # the chat template writes it itself
-        prompt = encode_prompt(record, coder)
+        prompt = encode_prompt(record, tokenizer)
         if not len(prompt):
             raise ValueError("`prompt` has no tokens")
         prompt = np.concatenate([start, prompt[-(length - len(start)) :]])
@@ -177,11 +177,11 @@ class PolicyOptimization(Supervised):
         """Return the terms of the loss, from features that `prepare` has made. Rows of `settings` count answers."""
 
 
-def encode_prompt(record: Record, coder: Coder) -> np.ndarray:
+def encode_prompt(record: Record, tokenizer: TaskTokenizer) -> np.ndarray:
     """Return the ids of a prompt; for messages, with the beginning of the assistant's turn."""
     if isinstance(record["prompt"], str):
-        return coder.encode(record["prompt"])
-    prompt, _ = coder.encode_answer(record["prompt"], EMPTY_ANSWER)
+        return tokenizer.encode(record["prompt"])
+    prompt, _ = tokenizer.encode_answer(record["prompt"], EMPTY_ANSWER)
     return prompt
 
 

@@ -13,7 +13,6 @@ from t5x_lite.models.config import Family
 from t5x_lite.objectives.answer_probabilities import answer_log_probabilities
 from t5x_lite.objectives.comparison import Comparison
 from t5x_lite.objectives.features import pad, stacked, token_features
-from t5x_lite.objectives.framing import input_start, soft_tokens
 from t5x_lite.objectives.model_protocols import (
     Array,
     Batch,
@@ -22,7 +21,8 @@ from t5x_lite.objectives.model_protocols import (
     LossSums,
 )
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features
-from t5x_lite.objectives.supervised import Coder, Record, Supervised
+from t5x_lite.objectives.special_tokens import input_start, virtual_tokens
+from t5x_lite.objectives.supervised import Record, Supervised, TaskTokenizer
 from t5x_lite.schema import setting
 
 ANSWERS = ("chosen", "rejected")
@@ -84,23 +84,23 @@ class Preference(Comparison, Supervised):
     def lengths(self, context: ExampleContext) -> ExampleLengths:
         return ExampleLengths(context.seq_len, context.seq_len, texts=self.texts)
 
-    def examples(self, record: Record, coder: Coder, context: ExampleContext) -> list[Features]:
+    def examples(self, record: Record, tokenizer: TaskTokenizer, context: ExampleContext) -> list[Features]:
         self.check_record(record)
-        pairs = [self._encode(record, role, coder, context) for role in ANSWERS]
+        pairs = [self._encode(record, role, tokenizer, context) for role in ANSWERS]
         features = stacked([_answer_features(prompt, answer, context) for prompt, answer in pairs])
         features["loss_weights"] = np.array(1, np.float32)
         return [features]
 
     def _encode(
-        self, record: Record, role: str, coder: Coder, context: ExampleContext
+        self, record: Record, role: str, tokenizer: TaskTokenizer, context: ExampleContext
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids of the prompt and of an answer. A chat template writes itself what comes before a text."""
         if isinstance(record["prompt"], list):
-            prompt, answer = coder.encode_answer(record["prompt"], record[role])
-            return np.concatenate([soft_tokens(context.placeholders), prompt]), answer
+            prompt, answer = tokenizer.encode_answer(record["prompt"], record[role])
+            return np.concatenate([virtual_tokens(context.num_virtual_tokens), prompt]), answer
         eos = context.vocabulary.require_eos(f"objective {self.name}")
-        prompt = np.concatenate([input_start(context), coder.encode(record["prompt"])])
-        return prompt, np.append(coder.encode(record[role]), eos)
+        prompt = np.concatenate([input_start(context), tokenizer.encode(record["prompt"])])
+        return prompt, np.append(tokenizer.encode(record[role]), eos)
 
     def scores(self, model: Any, batch: Batch, key: DropoutKey = None) -> dict[str, Array]:
         """Return the rewards of the two answers, `[batch, 2]`."""

@@ -10,11 +10,11 @@ from t5x_lite.errors import UserError
 from t5x_lite.models.config import Family
 from t5x_lite.objectives.answer_probabilities import answer_log_probabilities
 from t5x_lite.objectives.features import stacked
-from t5x_lite.objectives.framing import input_start, target_start, target_tokens, text_end
 from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LanguageModel, LossSettings, LossSums
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features
 from t5x_lite.objectives.passages import Passage, first_passages, read_passages
-from t5x_lite.objectives.supervised import Coder, Record, Supervised
+from t5x_lite.objectives.special_tokens import input_start, target_start, target_tokens, text_end
+from t5x_lite.objectives.supervised import Record, Supervised, TaskTokenizer
 from t5x_lite.objectives.text_to_text import TextToText
 from t5x_lite.schema import Int, setting
 
@@ -84,16 +84,16 @@ class Rag(Supervised):
             return ExampleLengths(context.seq_len, context.seq_len, texts=self.texts)
         return ExampleLengths(context.seq_len, self.target_len, self.target_len, texts=self.texts)
 
-    def examples(self, record: Record, coder: Coder, context: ExampleContext) -> list[Features]:
+    def examples(self, record: Record, tokenizer: TaskTokenizer, context: ExampleContext) -> list[Features]:
         self.check_record(record)
         eos = context.vocabulary.require_eos(f"objective {self.name}")
-        targets = target_tokens(coder.encode(_answer(record)), self.target_len, eos, context)
+        targets = target_tokens(tokenizer.encode(_answer(record)), self.target_len, eos, context)
         scored = _scored_passages(record)
         passages = first_passages([passage for passage, _ in scored], self.passages)
         form = TextToText(target_len=self.target_len)
         rows = []
         for passage in passages:
-            inputs = self._inputs(record["query"], passage or scored[0][0], coder, context)
+            inputs = self._inputs(record["query"], passage or scored[0][0], tokenizer, context)
             rows.append(form.features([(inputs, targets)], context))
         features = stacked(rows)
         features["answer_weights"] = features.pop("loss_weights")
@@ -130,13 +130,13 @@ class Rag(Supervised):
             return room - self.target_len
         return room - len(text_end(context))
 
-    def _inputs(self, query: str, passage: Passage, coder: Coder, context: ExampleContext) -> np.ndarray:
+    def _inputs(self, query: str, passage: Passage, tokenizer: TaskTokenizer, context: ExampleContext) -> np.ndarray:
         """Return the ids of a passage and a query by the template."""
         before, _, after = self.template.replace("{query}", query).partition("{passage}")
-        start = coder.encode(before)
-        end = coder.encode(after)
+        start = tokenizer.encode(before)
+        end = tokenizer.encode(after)
         room = self._input_length(context)
-        text = coder.encode(str(passage))[: max(room - len(start) - len(end), 0)]
+        text = tokenizer.encode(str(passage))[: max(room - len(start) - len(end), 0)]
         inputs = np.concatenate([start, text, end])[:room]
         end_of_inputs = np.array(text_end(context), np.int32)
         return np.concatenate([input_start(context), inputs, end_of_inputs]).astype(np.int32)

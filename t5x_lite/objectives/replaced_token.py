@@ -6,10 +6,10 @@ from typing import ClassVar
 import numpy as np
 
 from t5x_lite.models.config import Family
-from t5x_lite.objectives.framing import encoder_frame_size, frame_row
 from t5x_lite.objectives.masked import Masked
 from t5x_lite.objectives.model_protocols import Batch, DropoutKey, ElectraModel, LossSettings, LossSums
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features, Objective, TokenRow
+from t5x_lite.objectives.special_tokens import build_row_features, num_encoder_special_tokens
 from t5x_lite.schema import setting
 
 
@@ -39,18 +39,18 @@ class ReplacedToken(Objective):
 
     def row_length(self, context: ExampleContext) -> int:
         """Return the room between the special tokens."""
-        return context.seq_len - encoder_frame_size(texts=1)
+        return context.seq_len - num_encoder_special_tokens(texts=1)
 
     def lengths(self, context: ExampleContext) -> ExampleLengths:
         return self._masked().lengths(context)
 
     def example(self, row: TokenRow, context: ExampleContext, rng: np.random.Generator) -> Features:
         """Mask tokens as for a masked language model."""
-        framed = frame_row(row, context)
+        features = build_row_features(row, context)
         return {
-            **self._masked().mask(framed, context, rng),
-            "unmasked": framed["tokens"],
-            "detection_weights": (framed["segment_ids"] > 0).astype(np.float32),
+            **self._masked().mask(features, context, rng),
+            "unmasked": features["tokens"],
+            "detection_weights": (features["segment_ids"] > 0).astype(np.float32),
         }
 
     def loss(

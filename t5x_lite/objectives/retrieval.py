@@ -10,8 +10,8 @@ from t5x_lite.models.head_config import HeadConfig
 from t5x_lite.objectives.features import stacked
 from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LossSettings, LossSums
 from t5x_lite.objectives.objective import ExampleContext, Features
-from t5x_lite.objectives.passages import first_passages, frame_passage, frame_query, read_passages
-from t5x_lite.objectives.supervised import Coder, Pooled, Record, pooled_states
+from t5x_lite.objectives.passages import build_passage_features, build_query_features, first_passages, read_passages
+from t5x_lite.objectives.supervised import Pooled, Record, TaskTokenizer, pooled_states
 from t5x_lite.schema import Int, setting
 
 
@@ -24,9 +24,9 @@ class Retrieval(Pooled):
     The negatives of a query are all other passages of the global batch, across all devices: the positives of the other
     queries, and the hard negatives of all queries. With `train.microbatches` they are those of a microbatch.
 
-    Features: those of `frame_texts` for the query, the positive and each hard negative, `[2 + negatives, seq_len]`;
-    `passage_weights` float32 `[1 + negatives]`, 0 where a record has fewer hard negatives; `loss_weights`, a float32
-    scalar.
+    Features: those of `build_text_features` for the query, the positive and each hard negative, `[2 + negatives,
+    seq_len]`; `passage_weights` float32 `[1 + negatives]`, 0 where a record has fewer hard negatives; `loss_weights`, a
+    float32 scalar.
     """
 
     name: ClassVar[str] = "retrieval"
@@ -58,14 +58,14 @@ class Retrieval(Pooled):
             raise ValueError("`positive` is empty, so that no passage is right; remove the record")
         read_passages(record.get("negatives"))
 
-    def examples(self, record: Record, coder: Coder, context: ExampleContext) -> list[Features]:
+    def examples(self, record: Record, tokenizer: TaskTokenizer, context: ExampleContext) -> list[Features]:
         self.check_record(record)
         positive = read_passages(record["positive"])[0]
         negatives = first_passages(read_passages(record.get("negatives")), self.negatives)
-        texts = [frame_query(record["query"], coder.encode, context)]
+        texts = [build_query_features(record["query"], tokenizer.encode, context)]
         for passage in (positive, *negatives):
             # A query in the place of a missing passage has the right shapes; its weight is 0.
-            texts.append(texts[0] if passage is None else frame_passage(passage, coder.encode, context))
+            texts.append(texts[0] if passage is None else build_passage_features(passage, tokenizer.encode, context))
         features = stacked(texts)
         features["passage_weights"] = np.array([1, *(passage is not None for passage in negatives)], np.float32)
         features["loss_weights"] = np.array(1, np.float32)

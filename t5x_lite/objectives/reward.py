@@ -6,10 +6,10 @@ from typing import ClassVar
 import numpy as np
 
 from t5x_lite.objectives.comparison import Comparison
-from t5x_lite.objectives.framing import frame_each
 from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LossSettings, LossSums, TaskModel
 from t5x_lite.objectives.objective import ExampleContext, Features
-from t5x_lite.objectives.supervised import Coder, Pooled, Record
+from t5x_lite.objectives.special_tokens import build_batch_features
+from t5x_lite.objectives.supervised import Pooled, Record, TaskTokenizer
 
 
 class Reward(Comparison, Pooled):
@@ -17,7 +17,7 @@ class Reward(Comparison, Pooled):
 
     Roles: `chosen` and `rejected`, optionally `text` before both.
 
-    Features: those of `frame_texts` for each answer, `[2, seq_len]`; `loss_weights`, a float32 scalar.
+    Features: those of `build_text_features` for each answer, `[2, seq_len]`; `loss_weights`, a float32 scalar.
     """
 
     name: ClassVar[str] = "reward"
@@ -39,12 +39,12 @@ class Reward(Comparison, Pooled):
                 raise ValueError(f"`{role}` is {type(record[role]).__name__}, expected a text")
         super().check_record(record)
 
-    def examples(self, record: Record, coder: Coder, context: ExampleContext) -> list[Features]:
+    def examples(self, record: Record, tokenizer: TaskTokenizer, context: ExampleContext) -> list[Features]:
         prompt = []
         if "text" in record:
-            prompt.append(coder.encode(str(record["text"])))
-        answers = [[*prompt, coder.encode(str(record[role]))] for role in self.roles]
-        features = frame_each(answers, context)
+            prompt.append(tokenizer.encode(str(record["text"])))
+        answers = [[*prompt, tokenizer.encode(str(record[role]))] for role in self.roles]
+        features = build_batch_features(answers, context)
         features["loss_weights"] = np.array(1, np.float32)
         return [features]
 

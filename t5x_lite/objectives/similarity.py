@@ -7,10 +7,10 @@ import numpy as np
 
 from t5x_lite.models.config import Family, ModelConfig
 from t5x_lite.models.head_config import HeadConfig
-from t5x_lite.objectives.framing import frame_each
 from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LossSettings, LossSums, TaskModel
 from t5x_lite.objectives.objective import ExampleContext, Features
-from t5x_lite.objectives.supervised import Coder, Record, Supervised, label_index, pooled_states
+from t5x_lite.objectives.special_tokens import build_batch_features
+from t5x_lite.objectives.supervised import Record, Supervised, TaskTokenizer, label_index, pooled_states
 from t5x_lite.schema import Strings, setting
 
 
@@ -20,8 +20,8 @@ class Similarity(Supervised):
     It is a class, by softmax(W[u; v; |u - v|]), or a number, by the cosine of u and v. Roles: `text`, `second` and
     `label`.
 
-    Features: those of `frame_texts` for each text, `[2, seq_len]`; `targets` (int32 for a class, float32 for a number)
-    and `loss_weights` float32, scalars.
+    Features: those of `build_text_features` for each text, `[2, seq_len]`; `targets` (int32 for a class, float32 for a
+    number) and `loss_weights` float32, scalars.
     """
 
     name: ClassVar[str] = "similarity"
@@ -44,9 +44,9 @@ class Similarity(Supervised):
         outputs = len(self.labels) if self.by == "classes" else 0
         return HeadConfig(outputs=outputs, pool=self.pool, parts=3)
 
-    def examples(self, record: Record, coder: Coder, context: ExampleContext) -> list[Features]:
-        texts = [[coder.encode(str(record[role]))] for role in ("text", "second")]
-        features = frame_each(texts, context)
+    def examples(self, record: Record, tokenizer: TaskTokenizer, context: ExampleContext) -> list[Features]:
+        texts = [[tokenizer.encode(str(record[role]))] for role in ("text", "second")]
+        features = build_batch_features(texts, context)
         features["targets"] = self._target(record)
         features["loss_weights"] = np.array(1, np.float32)
         return [features]

@@ -29,7 +29,7 @@ def _no_messages(prompt: Sequence[Any], answer: Sequence[Any]) -> tuple[np.ndarr
 
 
 @dataclass(frozen=True)
-class Coder:
+class TaskTokenizer:
     """The functions of a tokenizer that examples need.
 
     Attributes:
@@ -98,7 +98,7 @@ class Supervised(Objective):
         """
 
     @abstractmethod
-    def examples(self, record: Record, coder: Coder, context: ExampleContext) -> list[Features]:
+    def examples(self, record: Record, tokenizer: TaskTokenizer, context: ExampleContext) -> list[Features]:
         """Make the examples of a record. A record that is not learnable gives examples of weight 0.
 
         Raises:
@@ -158,9 +158,9 @@ class Supervised(Objective):
 
     def check_context(self, context: ExampleContext) -> None:
         """Refuse a row without room for texts."""
-        if context.seq_len - context.placeholders < SHORTEST_ROW:
+        if context.seq_len - context.num_virtual_tokens < SHORTEST_ROW:
             raise UserError(
-                f"train.seq_len {context.seq_len}: leaves no room beside {context.placeholders} soft tokens"
+                f"train.seq_len {context.seq_len}: leaves no room beside {context.num_virtual_tokens} virtual tokens"
             )
 
     def row_length(self, context: ExampleContext) -> int:

@@ -9,10 +9,10 @@ from jaxtyping import Int
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.head_config import HeadConfig
 from t5x_lite.models.mixers import MIXERS, Mixer
-from t5x_lite.objectives.framing import frame_texts, task_frame
 from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LossSettings, LossSums, TaskModel
 from t5x_lite.objectives.objective import ExampleContext, Features
-from t5x_lite.objectives.supervised import Coder, Record, Supervised, label_index, pooled_states
+from t5x_lite.objectives.special_tokens import build_text_features, task_template
+from t5x_lite.objectives.supervised import Record, Supervised, TaskTokenizer, label_index, pooled_states
 from t5x_lite.schema import OneOf, Strings, setting
 
 NO_WORD = -1
@@ -24,9 +24,9 @@ class Tag(Supervised):
 
     Roles: `words` and `tags`, lists of one length.
 
-    Features: those of `frame_texts`, and `[seq_len]`: `targets` int32, `loss_weights` float32 (1 at the first token of
-    a word), `words` int32 (the word's number there, else -1). Words beyond the row are not learnt, and are predicted as
-    the first label.
+    Features: those of `build_text_features`, and `[seq_len]`: `targets` int32, `loss_weights` float32 (1 at the first
+    token of a word), `words` int32 (the word's number there, else -1). Words beyond the row are not learnt, and are
+    predicted as the first label.
     """
 
     name: ClassVar[str] = "tag"
@@ -48,25 +48,25 @@ class Tag(Supervised):
     def head(self, model: ModelConfig) -> HeadConfig:
         return HeadConfig(outputs=len(self.labels), pool="none", mixer=self.mixer, crf=self.crf)
 
-    def examples(self, record: Record, coder: Coder, context: ExampleContext) -> list[Features]:
+    def examples(self, record: Record, tokenizer: TaskTokenizer, context: ExampleContext) -> list[Features]:
         words = [str(word) for word in record["words"]]
         tags = record["tags"]
         if len(words) != len(tags):
             raise ValueError(f"{len(words)} words but {len(tags)} tags")
-        token_ids, offsets = coder.encode_with_offsets(" ".join(words))
+        token_ids, offsets = tokenizer.encode_with_offsets(" ".join(words))
         word_of_token = _word_of_token(words, offsets)
         first_tokens = np.flatnonzero(np.diff(word_of_token, prepend=NO_WORD))
 
-        frame = task_frame(context)
-        text_start = context.placeholders + len(frame.start)
-        first_tokens = first_tokens[first_tokens < context.seq_len - text_start - 1 - len(frame.last)]
+        template = task_template(context)
+        text_start = context.num_virtual_tokens + len(template.start)
+        first_tokens = first_tokens[first_tokens < context.seq_len - text_start - 1 - len(template.last)]
         word_numbers = np.full(context.seq_len, NO_WORD, np.int32)
         word_numbers[text_start + first_tokens] = word_of_token[first_tokens]
         targets = np.zeros(context.seq_len, np.int32)
         for token in first_tokens:
             targets[text_start + token] = label_index(tags[word_of_token[token]], self.labels)
         features = {
-            **frame_texts([token_ids], context),
+            **build_text_features([token_ids], context),
             "targets": targets,
             "loss_weights": (word_numbers != NO_WORD).astype(np.float32),
             "words": word_numbers,

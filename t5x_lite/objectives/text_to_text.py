@@ -7,11 +7,11 @@ from jaxtyping import Bool, Int
 
 from t5x_lite.errors import UserError
 from t5x_lite.objectives.features import Pair, segments_of
-from t5x_lite.objectives.framing import input_start, target_start, target_tokens, text_end, text_start
 from t5x_lite.objectives.inputs_targets import InputsTargets
 from t5x_lite.objectives.objective import ExampleContext, Features, TokenRow
 from t5x_lite.objectives.row_kinds import PAIRS, RowKind
-from t5x_lite.objectives.supervised import Coder
+from t5x_lite.objectives.special_tokens import input_start, target_start, target_tokens, text_end, text_start
+from t5x_lite.objectives.supervised import TaskTokenizer
 from t5x_lite.schema import Int as IntSetting
 from t5x_lite.schema import setting
 
@@ -21,8 +21,8 @@ class TextToText(InputsTargets):
 
     Pairs are fields of a document (`data.parts=fields`). A row holds several of them, one segment each.
     Inputs and targets that are too long are cut. EOS ends the targets. The inputs are between what the tokenizer puts
-    around a text (`framing.text_start`, `text_end`): T5's EOS after it, BART's `<s>` and `</s>`, Llama's `<s>` before
-    it. The targets of an encoder_decoder begin with that `<s>` too (`framing.target_start`). In a decoder
+    around a text (`special_tokens.text_start`, `text_end`): T5's EOS after it, BART's `<s>` and `</s>`, Llama's `<s>`
+    before it. The targets of an encoder_decoder begin with that `<s>` too (`special_tokens.target_start`). In a decoder
     `train.seq_len` is the length of inputs and targets together.
     """
 
@@ -44,7 +44,7 @@ class TextToText(InputsTargets):
             target_part = f"target_len {self.target_len} and " if context.family == "decoder" else ""
             raise UserError(
                 f"objective {self.name}: train.seq_len {context.seq_len} leaves no room for inputs beside "
-                f"{target_part}{context.placeholders} soft tokens and the special tokens"
+                f"{target_part}{context.num_virtual_tokens} virtual tokens and the special tokens"
             )
 
     def row_length(self, context: ExampleContext) -> int:
@@ -84,9 +84,9 @@ class TextToText(InputsTargets):
             pairs.append(self._pair(start, inputs, targets, context))
         return self.features(pairs, context)
 
-    def records_example(self, inputs: str, targets: str, coder: Coder, context: ExampleContext) -> Features:
-        """Make the features of one pair of texts, with the soft tokens of the run before the inputs."""
-        pair = self._pair(input_start(context), coder.encode(inputs), coder.encode(targets), context)
+    def records_example(self, inputs: str, targets: str, tokenizer: TaskTokenizer, context: ExampleContext) -> Features:
+        """Make the features of one pair of texts, with the virtual tokens of the run before the inputs."""
+        pair = self._pair(input_start(context), tokenizer.encode(inputs), tokenizer.encode(targets), context)
         return self.features([pair], context)
 
     def _eos(self, context: ExampleContext) -> int:

@@ -8,11 +8,11 @@ from pydantic import Field, Strict
 
 from t5x_lite.models.config import Family, ModelConfig
 from t5x_lite.objectives.features import segments_of
-from t5x_lite.objectives.framing import encoder_frame_size, frame_pair
 from t5x_lite.objectives.masked import Masked, check_languages
 from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LossSettings, LossSums, MaskedLanguageModel
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features, Objective, TokenRow
 from t5x_lite.objectives.row_kinds import SINGLE_PAIRS, RowKind
+from t5x_lite.objectives.special_tokens import build_pair_features, num_encoder_special_tokens
 from t5x_lite.schema import Int, setting
 
 Language: TypeAlias = Annotated[Int, Field(ge=0)]
@@ -49,7 +49,7 @@ class Translation(Objective):
 
     def row_length(self, context: ExampleContext) -> int:
         """Return the room between the special tokens."""
-        return context.seq_len - encoder_frame_size(texts=2)
+        return context.seq_len - num_encoder_special_tokens(texts=2)
 
     def lengths(self, context: ExampleContext) -> ExampleLengths:
         return self._masked().lengths(context)
@@ -68,10 +68,10 @@ class Translation(Objective):
         room = self.row_length(context)
         first = first[: max(room // 2, room - len(second))]
         second = second[: room - len(first)]
-        framed = frame_pair(first, second, context, restart_positions=True)
-        is_token = framed["segment_ids"] > 0
-        token_types = np.array(self.languages, np.int32)[framed["token_types"]] * is_token
-        return self._masked().mask({**framed, "token_types": token_types}, context, rng)
+        features = build_pair_features(first, second, context, restart_positions=True)
+        is_token = features["segment_ids"] > 0
+        token_types = np.array(self.languages, np.int32)[features["token_types"]] * is_token
+        return self._masked().mask({**features, "token_types": token_types}, context, rng)
 
     def loss(
         self, model: MaskedLanguageModel, batch: Batch, key: DropoutKey, settings: LossSettings

@@ -16,7 +16,7 @@ from t5x_lite.loaded_model import LoadedModel
 from t5x_lite.models.outputs import is_text, pool_mean
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.objectives.objective import Features
-from t5x_lite.objectives.passages import Passage, frame_passage, frame_query, without_padding
+from t5x_lite.objectives.passages import Passage, build_passage_features, build_query_features, without_padding
 from t5x_lite.run_weights import fingerprint
 from t5x_lite.trees import flatten_names
 
@@ -63,12 +63,12 @@ class VectorEncoder:
 
     def queries(self, texts: Sequence[str]) -> Vectors:
         """Return the vector of each query."""
-        rows = [frame_query(text, self.model.tokenizer.encode, self.context) for text in texts]
+        rows = [build_query_features(text, self.model.tokenizer.encode, self.context) for text in texts]
         return self._apply(_query_vectors, rows)
 
     def passages(self, passages: Sequence[Passage]) -> Vectors:
         """Return the vector of each passage."""
-        rows = [frame_passage(passage, self.model.tokenizer.encode, self.context) for passage in passages]
+        rows = [build_passage_features(passage, self.model.tokenizer.encode, self.context) for passage in passages]
         return self._apply(_passage_vectors, rows)
 
     def _apply(self, function: Callable[..., Array], rows: Sequence[Features]) -> Vectors:

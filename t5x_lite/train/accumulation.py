@@ -23,11 +23,11 @@ class Replicas:
 
     Attributes:
         count: size of the axis.
-        sent_dtypes: for every parameter, the type in which the sums of gradients are sent.
+        reduce_dtypes: for every parameter, the type in which the sums of gradients are sent.
     """
 
     count: int
-    sent_dtypes: PyTree[DTypeLike]
+    reduce_dtypes: PyTree[DTypeLike]
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _accumulate_in_replicas(
         params: PyTree, batch: Batch, keys: Key[Array, "microbatches"]
     ) -> tuple[PyTree, tuple[LossTerms, PyTree]]:
         grads, outputs = _accumulate(gradient, accumulation, params, batch, keys)
-        sent = jax.tree.map(lambda grad, dtype: grad.astype(dtype), grads, replicas.sent_dtypes)
+        sent = jax.tree.map(lambda grad, dtype: grad.astype(dtype), grads, replicas.reduce_dtypes)
         return sum_over((sent, outputs), "data")
 
     rows = PartitionSpec("data")

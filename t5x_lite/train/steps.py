@@ -23,7 +23,7 @@ from t5x_lite.objectives.distillation import add_token_weights
 from t5x_lite.objectives.token_prediction import TokenPrediction
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.compiler_options import compiler_options
-from t5x_lite.run_loss import carrying_loss_function, distillation_loss_function, loss_function, prepared_answers
+from t5x_lite.run_loss import carrying_loss_function, distillation_loss_function, loss_function, make_rollout_preparer
 from t5x_lite.run_teacher import Teacher, open_teacher
 from t5x_lite.train.accumulation import Accumulation, Replicas
 from t5x_lite.train.optimization import make_optimizer, scale_learning_rates
@@ -123,12 +123,12 @@ def _accumulation(config: RunConfig, spec: ModelSpec, mesh: Mesh, split: Trainab
         return Accumulation(train.microbatches, dtype)
     matrix_dtype = jnp.float32 if train.reduction_dtype == "float32" else jnp.dtype(config.model.compute)
 
-    def sent_dtype(axes: WeightAxes) -> DTypeLike:
+    def reduce_dtype(axes: WeightAxes) -> DTypeLike:
         """Return the type of a parameter's gradient after one microbatch: biases of positions have float32."""
         return matrix_dtype if is_matrix_or_table(axes) and "buckets" not in axes.names else jnp.float32
 
-    sent_dtypes = jax.tree.map(sent_dtype, split.trained_leaves(spec.axes))
-    return Accumulation(train.microbatches, dtype, Replicas(mesh.shape["data"], sent_dtypes))
+    reduce_dtypes = jax.tree.map(reduce_dtype, split.trained_leaves(spec.axes))
+    return Accumulation(train.microbatches, dtype, Replicas(mesh.shape["data"], reduce_dtypes))
 
 
 def _step_of_run(
@@ -147,7 +147,7 @@ def _policy_step(
 ) -> UpdateStep:
     """Return the step on prompts with sampled answers and their rewards, which makes several updates."""
     objective = config.require_policy_objective()
-    answer_rows = prepared_answers(config, spec, meshes.batch_shards(mesh))
+    answer_rows = make_rollout_preparer(config, spec, meshes.batch_shards(mesh))
 
     def prepare(state: TrainState, batch: Batch) -> Batch:
         return answer_rows(split.join(state.params, state.frozen), batch)

@@ -201,7 +201,7 @@ def test_an_objective_without_soft_tokens_is_refused(
 ) -> None:
     config = REPOSITORY / "configs/quickstart_bert.yaml"
     assert main(["train", str(config), f"adapt.from={encoder_run}", f"adapt.method={method}"]) == 2
-    assert "objective masked has no place for soft tokens" in capsys.readouterr().err
+    assert "objective masked has no place for virtual tokens" in capsys.readouterr().err
 
 
 @pytest.mark.slow

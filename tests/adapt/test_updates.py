@@ -173,7 +173,7 @@ def test_removing_what_a_method_has_added_changes_the_scores(method: str, method
     model = train_steps(config)
     score = score_function(model.spec, config)
     scores = score(model.params)
-    # The same model and the same examples without the additions: no soft tokens come before the texts.
+    # The same model and the same examples without the additions: no virtual tokens come before the texts.
     score_without = score_function(model_spec(config.model), method_config(method_override("head")))
     scores_without = score_without(without_added(model.params))
     assert (np.abs(scores - scores_without).max(axis=1) > 1e-6).all()

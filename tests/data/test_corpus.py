@@ -34,7 +34,7 @@ from t5x_lite.data.subword_training import train_byte_bpe, train_word_piece
 from t5x_lite.data.tokenizer import SentencePiece, Tokenizer
 from t5x_lite.data.tokenizer_config import ByteBPE, Character, Unigram, WordPiece
 from t5x_lite.data.training_data import PipelineSettings
-from t5x_lite.data.vocabulary_files import frame_texts
+from t5x_lite.data.vocabulary_files import add_special_tokens
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import Family
 from t5x_lite.objectives import ExampleContext
@@ -87,7 +87,7 @@ def test_documents_come_back_with_their_end_in_the_split_of_their_hash(
 
 def test_documents_of_a_decoder_begin_with_bos_where_the_tokenizer_puts_it(tmp_path: Path) -> None:
     library = train_byte_bpe(ByteBPE(vocab=268, controls=("<s>", "</s>")), ["two lines", "of a text"]).to_tokenizers()
-    frame_texts(library, "<s>", None)
+    add_special_tokens(library, "<s>", None)
     tokenizer = HuggingFace(library.to_str().encode())
     texts = [("one line",), ("two lines", "of a text")]
     file = tmp_path / "texts.jsonl"

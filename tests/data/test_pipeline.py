@@ -191,11 +191,11 @@ def test_static_masks_repeat_after_their_epochs() -> None:
 
 def test_the_random_choices_of_an_example_depend_on_seed_source_epoch_and_row() -> None:
     """Two sources have the same text, so that only the choices of masked tokens tell their examples apart."""
-    frame = context(64, "encoder", size=2000)
-    builder = ExampleBuilder(DataConfig(), Masked(), frame)
+    encoder_context = context(64, "encoder", size=2000)
+    builder = ExampleBuilder(DataConfig(), Masked(), encoder_context)
 
     def masked_positions(seed: int, source: int, epoch: int, row: int) -> list[int]:
-        row_plans = [rows_of(InMemoryCorpus(1000), Masked(), frame) for _ in range(2)]
+        row_plans = [rows_of(InMemoryCorpus(1000), Masked(), encoder_context) for _ in range(2)]
         rows = TrainingRows(row_plans, [(source, epoch, row)], [builder] * 2, seed, phases=(1, 1))
         example = rows[0]
         return example["target_positions"][example["loss_weights"] > 0].tolist()

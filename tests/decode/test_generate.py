@@ -163,7 +163,7 @@ def test_samples_follow_the_tempered_distribution() -> None:
 def test_top_k_and_top_p_cut_the_tail() -> None:
     logits = np.log([0.5, 0.3, 0.15, 0.05]).tolist()
     np.testing.assert_allclose(sampled_frequencies(Sampling(top_k=2), logits), [0.625, 0.375, 0, 0], atol=0.03)
-    # The likeliest tokens whose probabilities reach 0.6: the first has 0.5, so the second is needed too.
+    # The most likely tokens whose probabilities reach 0.6: the first has 0.5, so the second is needed too.
     np.testing.assert_allclose(sampled_frequencies(Sampling(top_p=0.6), logits), [0.625, 0.375, 0, 0], atol=0.03)
     np.testing.assert_allclose(sampled_frequencies(Sampling(top_p=0.5), logits), [1, 0, 0, 0], atol=0.001)
     np.testing.assert_allclose(sampled_frequencies(Sampling(top_k=1), logits), [1, 0, 0, 0], atol=0.001)
@@ -305,7 +305,7 @@ def test_generation_keeps_the_prefix_of_a_long_prompt(model: Model) -> None:
 
 
 def test_the_harness_keeps_the_soft_tokens_of_a_long_prompt() -> None:
-    """Of a window of 10, 4 are for new tokens, and 2 of the other 6 for soft tokens; BOS, 7, is cut."""
+    """Of a window of 10, 4 are for new tokens, and 2 of the other 6 for virtual tokens; BOS, 7, is cut."""
     pytest.importorskip("lm_eval", reason="needs the extra eval: pip install -e '.[eval]'")
     from t5x_lite.evaluate.harness_model import HarnessModel
 

@@ -28,7 +28,7 @@ PARAMS = init_params(CONFIG, jax.random.key(0), SURGERY)
 
 @pytest.fixture(scope="module")
 def likelihood() -> Likelihood:
-    """The likelihood of a decoder with two soft tokens."""
+    """The likelihood of a decoder with two virtual tokens."""
     mesh = make_mesh(MeshConfig())
 
     def apply_to_rows(function: Callable[..., Any], rows: list[Features], verb: str, *settings: object) -> list[Any]:
@@ -38,7 +38,7 @@ def likelihood() -> Likelihood:
 
 
 def test_long_inputs_keep_their_soft_tokens(likelihood: Likelihood) -> None:
-    """A window of 8 has room for two soft tokens, four others and two of three targets: the last is not read."""
+    """A window of 8 has room for two virtual tokens, four others and two of three targets: the last is not read."""
     targets = np.array([3, 4, 5])
     others = np.arange(10, 20)
     long, cut = likelihood([(others, targets), (others[-4:], targets)], WINDOW)
@@ -47,7 +47,7 @@ def test_long_inputs_keep_their_soft_tokens(likelihood: Likelihood) -> None:
 
 
 def test_soft_tokens_come_before_the_inputs_of_a_decoder(likelihood: Likelihood) -> None:
-    """By the logits of the model on the row of soft tokens, inputs and targets."""
+    """By the logits of the model on the row of virtual tokens, inputs and targets."""
     inputs, targets = np.array([7, 8]), np.array([3, 4, 5])
     (score,) = likelihood([(inputs, targets)], WINDOW)
     assert likelihood.tokens_read((inputs, targets)) == 6

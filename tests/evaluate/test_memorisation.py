@@ -10,9 +10,9 @@ import pytest
 import t5x_lite
 from t5x_lite.decode.sampling import Sampling
 from t5x_lite.errors import UserError
+from t5x_lite.evaluate.canaries import main as plant
+from t5x_lite.evaluate.canaries import read_canaries
 from t5x_lite.evaluate.evaluators.memorisation import Memorisation
-from t5x_lite.evaluate.planted_strings import main as plant
-from t5x_lite.evaluate.planted_strings import read_planted
 from tests.conftest import Shell
 
 WORDS = [
@@ -45,7 +45,7 @@ def test_strings_are_planted_as_often_as_they_say(tmp_path: Path) -> None:
     (tmp_path / "held_out.txt").write_text(random_text(100))
     options = ["--repeats", "0", "1", "3", "--strings", "2", "--words", "10", "--seed", "1"]
     assert plant([str(tmp_path / "held_out.txt"), str(tmp_path / "planted"), *options]) == 0
-    strings = read_planted(str(tmp_path / "planted/strings.jsonl"))
+    strings = read_canaries(str(tmp_path / "planted/strings.jsonl"))
     assert Counter(string.repeats for string in strings) == {0: 2, 1: 2, 3: 2}
     assert " ".join(string.text for string in strings) == " ".join(random_text(100).split()[:60])
     lines = (tmp_path / "planted/documents.jsonl").read_text().splitlines()
@@ -65,13 +65,13 @@ def test_strings_are_planted_as_often_as_they_say(tmp_path: Path) -> None:
 def test_lines_that_are_no_planted_strings_are_refused(line: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "strings.jsonl").write_text(line)
     with pytest.raises(UserError, match=message):
-        read_planted(str(tmp_path / "strings.jsonl"))
+        read_canaries(str(tmp_path / "strings.jsonl"))
 
 
 def test_a_text_that_is_too_short_is_one_line_of_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "held_out.txt").write_text("too few words")
     assert plant([str(tmp_path / "held_out.txt"), str(tmp_path / "planted"), "--strings", "2", "--words", "10"]) == 2
-    assert capsys.readouterr().err == ("planted_strings: 5 × 2 strings of 10 words need 100 words; found 3\n")
+    assert capsys.readouterr().err == ("canaries: 5 × 2 strings of 10 words need 100 words; found 3\n")
 
 
 def test_a_string_is_extracted_if_greedy_decoding_writes_it(tiny_run: Path, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_string_is_extracted_if_greedy_decoding_writes_it(tiny_run: Path, tmp_
     path = tmp_path / "strings.jsonl"
     path.write_text("".join(lines))
     metrics = model.evaluate(Memorisation(file=str(path), prompt_tokens=6, tokens=1))
-    strings = read_planted(str(path))[:-1]
+    strings = read_canaries(str(path))[:-1]
     rows = model.tokenizer.encode_batch([string.text for string in strings])
     decoding = Sampling(tokens=1, temperature=0.0)
     written = list(model.generator.stream_tokens([row[:6] for row in rows], decoding))[-1]

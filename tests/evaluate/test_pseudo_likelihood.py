@@ -10,10 +10,10 @@ import pytest
 import t5x_lite
 from t5x_lite import config as configuration
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate.hidden_tokens import InfilledTokens, MaskedTokens
+from t5x_lite.evaluate.masked_tokens import InfilledTokens, MaskedTokens
 from t5x_lite.objectives import UL2
-from t5x_lite.objectives.framing import Frame
 from t5x_lite.objectives.span_corruption import corrupt
+from t5x_lite.objectives.special_tokens import SpecialTokensTemplate
 from tests.objectives.vocabulary import vocabulary
 
 torch = pytest.importorskip("torch", reason="reference implementations need the extra hf: pip install -e '.[hf]'")
@@ -207,8 +207,8 @@ def test_long_inputs_lose_their_beginning_and_long_texts_are_refused(both: tuple
     scorer = model.likelihood
     inputs = model.tokenizer.encode(f"{TEXT} {TEXT}")
     targets = model.tokenizer.encode("lazy dog")
-    frame = scorer.tokens_read((inputs[:0], inputs[:0]))
-    room = model.window - frame - len(targets)
+    special_tokens = scorer.tokens_read((inputs[:0], inputs[:0]))
+    room = model.window - special_tokens - len(targets)
     cut, uncut = scorer([(inputs, targets), (inputs[-room:], targets)], model.window)
     assert cut == uncut
     assert scorer.truncated_inputs == 1
@@ -219,10 +219,10 @@ def test_long_inputs_lose_their_beginning_and_long_texts_are_refused(both: tuple
 def test_a_text_hides_one_token_at_a_time_by_hand() -> None:
     """`[CLS] 10 [MASK] 12 [SEP]`, and for T5 `10 <extra_id_0> 12 </s>`."""
     tokens = np.array([10, 11, 12], np.int32)
-    masked = MaskedTokens(Frame((3,), 4), 5).features(tokens, slice(1, 2))
+    masked = MaskedTokens(SpecialTokensTemplate((3,), 4), 5).features(tokens, slice(1, 2))
     assert masked["tokens"].tolist() == [3, 10, 5, 12, 4]
     assert masked["position"].tolist() == [2]
-    infilled = InfilledTokens(Frame((), 1), 199)
+    infilled = InfilledTokens(SpecialTokensTemplate((), 1), 199)
     assert infilled.features(tokens, slice(1, 2))["tokens"].tolist() == [10, 199, 12, 1]
     assert infilled.features(tokens, slice(1, 3))["tokens"].tolist() == [10, 199, 1]
 
@@ -232,7 +232,7 @@ def test_t5_reads_what_span_corruption_trains() -> None:
     tokens = np.array([10, 11, 12, 13], np.int32)
     words = vocabulary(sentinels=3)
     inputs, targets = corrupt(tokens, np.array([False, False, True, False]), words.sentinels, eos=1)
-    features = InfilledTokens(Frame((), 1), words.sentinels[0]).features(tokens, slice(2, 3))
+    features = InfilledTokens(SpecialTokensTemplate((), 1), words.sentinels[0]).features(tokens, slice(2, 3))
     assert features["tokens"].tolist() == inputs.tolist()
     assert targets[:2].tolist() == [words.sentinels[0], 12]
 

@@ -95,7 +95,7 @@ def answer_without_cache(model: Model, records: list[tuple[str, int]], soft_toke
     answers = []
     losses = []
     for text, label in records:
-        soft_prompt = range(-1, -1 - soft_tokens, -1)
+        soft_prompt = range(-1, -1 - virtual_tokens, -1)
         token_ids = [*soft_prompt, *tokenizer.encode(f"fox: {text}"), tokenizer.eos]
         padding = [0] * (LENGTH - len(token_ids))
         tokens = np.array([token_ids + padding])

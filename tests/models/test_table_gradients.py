@@ -21,13 +21,13 @@ from t5x_lite.models.attention.context import (
 )
 from t5x_lite.models.attention.kinds import Dense
 from t5x_lite.models.character_embedding import CharacterEmbedding
+from t5x_lite.models.character_ids import CharacterIds
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import ExpertAxis, Linear, SortedRows
 from t5x_lite.models.look_up import look_up
 from t5x_lite.models.mixers.recurrent_layer import RecurrentLayer
 from t5x_lite.models.mixers.rnn import RNN
 from t5x_lite.models.outputs import _first_states
-from t5x_lite.models.spelling import Spelling
 from t5x_lite.models.weight_gradients import float32_weight_gradients
 
 TOKENS = 4096
@@ -82,7 +82,7 @@ def test_the_gradient_of_a_character_is_that_of_all_its_places() -> None:
         settings = {"filters": [16], "width": 8, "length": 4, "highways": 0}
         config = ModelConfig(layers=1, embed=8, heads=1, vocab=4, tied=False, compute=compute, characters=settings)
         embedding = CharacterEmbedding(config, config.characters, rngs=nnx.Rngs(0))
-        embedding.spelling = Spelling.blank((4, 4))
+        embedding.character_ids = CharacterIds.blank((4, 4))
         graph, state = nnx.split(embedding)
 
         def total(state: nnx.State, graph: nnx.GraphDef = graph) -> jax.Array:

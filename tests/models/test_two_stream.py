@@ -8,11 +8,11 @@ import pytest
 from flax import nnx
 from jaxtyping import Array, Float
 
-from t5x_lite.evaluate.hidden_tokens import PermutedTokens
+from t5x_lite.evaluate.masked_tokens import PermutedTokens
 from t5x_lite.models.attention import layer
 from t5x_lite.models.attention.context import AttentionSettings, BlockLimits
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.objectives.framing import Frame
+from t5x_lite.objectives.special_tokens import SpecialTokensTemplate
 from tests.models.weights import random_model
 
 LENGTH = 12
@@ -106,20 +106,20 @@ def test_chunks_of_a_long_row_have_the_states_of_one_piece(model: nnx.Module, mo
 @pytest.mark.slow
 def test_a_hidden_token_is_scored_without_being_seen(model: nnx.Module) -> None:
     """`10 11 12 <sep> <cls>` with 11 and 12 hidden: the score of 11 depends on 10 alone."""
-    hider = PermutedTokens(Frame((), 4, (3,)))
-    features = hider.features(np.array([10, 11, 12], np.int32), slice(1, 3))
+    masker = PermutedTokens(SpecialTokensTemplate((), 4, (3,)))
+    features = masker.features(np.array([10, 11, 12], np.int32), slice(1, 3))
     assert features["tokens"].tolist() == [10, 11, 12, 4, 3]
     assert features["rank"].tolist() == [-1, 0, 1, -1, -1]
     assert features["types"].tolist() == [0, 0, 0, 0, 2]
-    assert hider.frame.size(1) == 2
+    assert masker.template.size(1) == 2
 
     @jax.jit
     def score(batch: dict[str, Array]) -> Array:
-        return hider.logits(model, batch)
+        return masker.logits(model, batch)
 
     scores = []
     for text in ([10, 11, 12], [10, 13, 14], [9, 11, 12]):
-        row = hider.features(np.array(text, np.int32), slice(1, 3))
+        row = masker.features(np.array(text, np.int32), slice(1, 3))
         scores.append(np.asarray(score({name: values[None] for name, values in row.items()})))
     np.testing.assert_array_equal(scores[0], scores[1])
     assert np.abs(scores[0] - scores[2]).max() > 1e-3

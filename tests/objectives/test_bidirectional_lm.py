@@ -28,7 +28,7 @@ MODEL: dict[str, Any] = {
 }
 
 
-def test_each_document_is_framed_and_predicted_in_both_directions() -> None:
+def test_each_document_has_special_tokens_and_is_predicted_in_both_directions() -> None:
     objective = BidirectionalLM()
     features = objective.example(row([10, 11, 12], [1, 1, 2]), context(9, "encoder"), np.random.default_rng(0))
     assert features["tokens"].tolist() == [CLS, 10, 11, SEP, CLS, 12, SEP, 0, 0]

@@ -17,7 +17,7 @@ CONTEXT = ExampleContext(66, vocabulary(), "encoder_decoder", start_token=START)
 TEXT = np.arange(10, 70)
 
 
-def without_frame(tokens: np.ndarray) -> list[int]:
+def without_special_tokens(tokens: np.ndarray) -> list[int]:
     real = tokens[tokens > 0].tolist()
     assert real[0] == CLS
     assert real[-1] == SEP
@@ -27,7 +27,7 @@ def without_frame(tokens: np.ndarray) -> list[int]:
 def test_spans_are_hidden_behind_one_mask_each_and_the_text_is_the_target() -> None:
     objective = Denoising(permute_sentences=False)
     features = objective.example(row(TEXT), CONTEXT, np.random.default_rng(0))
-    inputs = without_frame(features["tokens"])
+    inputs = without_special_tokens(features["tokens"])
     shown = [token for token in inputs if token != MASK]
     assert shown == sorted(set(shown))
     assert len(TEXT) - len(shown) == 18  # 30 % of 60
@@ -43,7 +43,7 @@ def test_every_kind_of_gap_is_masked_once() -> None:
     objective = Denoising(permute_sentences=False)
     for seed in range(20):
         features = objective.example(row(TEXT), CONTEXT, np.random.default_rng(seed))
-        inputs = without_frame(features["tokens"])
+        inputs = without_special_tokens(features["tokens"])
         for left, right in pairwise(inputs):
             assert MASK in {left, right} or right == left + 1
 
@@ -63,7 +63,7 @@ def test_sentences_are_permuted_as_a_unit() -> None:
     orders = set()
     for seed in range(40):
         features = Denoising(noise_density=0.01).example(text, CONTEXT, np.random.default_rng(seed))
-        inputs = [token for token in without_frame(features["tokens"]) if token != MASK]
+        inputs = [token for token in without_special_tokens(features["tokens"]) if token != MASK]
         sentences = [(token - 10) // 15 for token in inputs]
         order = tuple(dict.fromkeys(sentences))
         assert sentences == [sentence for sentence in order for _ in range(sentences.count(sentence))]
@@ -78,8 +78,8 @@ def test_inputs_are_never_longer_than_the_text(mean_span: float) -> None:
     for seed in range(20):
         for length in (1, 2, 5, 60):
             features = objective.example(row(TEXT[:length]), CONTEXT, np.random.default_rng(seed))
-            assert MASK in without_frame(features["tokens"])
-            assert len(without_frame(features["tokens"])) <= length
+            assert MASK in without_special_tokens(features["tokens"])
+            assert len(without_special_tokens(features["tokens"])) <= length
 
 
 def test_packed_documents_are_segments_and_empty_rows_have_no_loss() -> None:

@@ -42,7 +42,7 @@ def original_tokens(features: dict[str, np.ndarray]) -> np.ndarray:
     return tokens
 
 
-def test_a_row_is_framed_and_the_targets_are_its_masked_tokens() -> None:
+def test_a_row_has_special_tokens_and_the_targets_are_its_masked_tokens() -> None:
     text = random_rows(1, 126)[0]
     features = mask(Masked(), text, 128)
     positions = masked_positions(features)

@@ -19,7 +19,7 @@ from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.losses import LossSettings
 from t5x_lite.models.spec import init_params, model_spec
 from t5x_lite.objectives.preference import Preference
-from t5x_lite.objectives.supervised import Coder
+from t5x_lite.objectives.supervised import TaskTokenizer
 from t5x_lite.trees import flatten_names, unflatten_names
 from tests.objectives.vocabulary import BOS, context, context_with_bos
 
@@ -35,7 +35,7 @@ def no_offsets(text: str) -> tuple[np.ndarray, np.ndarray]:
     raise AssertionError("preferences need no places of tokens in the text")
 
 
-CODER = Coder(encode, no_offsets, str)
+CODER = TaskTokenizer(encode, no_offsets, str)
 RECORDS = [
     {"prompt": "abc", "chosen": "de", "rejected": "xyzw"},
     {"prompt": "b", "chosen": "ddd", "rejected": "d"},

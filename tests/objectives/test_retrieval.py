@@ -10,7 +10,7 @@ from flax import nnx
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.losses import LossSettings
 from t5x_lite.models.outputs import TaskOutput
-from t5x_lite.objectives.passages import Passage, frame_passage, frame_query
+from t5x_lite.objectives.passages import Passage, build_passage_features, build_query_features
 from t5x_lite.objectives.retrieval import Retrieval
 from tests.objectives.test_supervised import CODER, words
 from tests.objectives.vocabulary import context
@@ -63,8 +63,8 @@ def test_an_example_is_the_query_its_passage_and_its_hard_negatives() -> None:
     assert features["loss_weights"] == 1
     # As an index reads them.
     for features in (
-        frame_query(words(10, 11), CODER.encode, context(8, "encoder")),
-        frame_passage(Passage(words(10, 11)), CODER.encode, context(8, "encoder")),
+        build_query_features(words(10, 11), CODER.encode, context(8, "encoder")),
+        build_passage_features(Passage(words(10, 11)), CODER.encode, context(8, "encoder")),
     ):
         assert features["tokens"].tolist() == [CLS, 10, 11, SEP, 0, 0, 0, 0]
 

@@ -25,11 +25,11 @@ from t5x_lite.models.outputs import TaskOutput
 from t5x_lite.objectives.choice import Choice
 from t5x_lite.objectives.classify import Classify, Regress
 from t5x_lite.objectives.extract import Extract
-from t5x_lite.objectives.framing import frame_texts
 from t5x_lite.objectives.objective import ExampleContext, Features
 from t5x_lite.objectives.reward import Reward
 from t5x_lite.objectives.similarity import Similarity
-from t5x_lite.objectives.supervised import Coder, Record, Supervised
+from t5x_lite.objectives.special_tokens import build_text_features
+from t5x_lite.objectives.supervised import Record, Supervised, TaskTokenizer
 from t5x_lite.objectives.tag import Tag
 from t5x_lite.objectives.text_to_text import TextToText
 from tests.objectives.vocabulary import context
@@ -47,7 +47,7 @@ def encode_with_offsets(text: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array(token_ids, np.int32), np.array(offsets, np.int32).reshape(-1, 2)
 
 
-CODER = Coder(
+CODER = TaskTokenizer(
     lambda text: encode_with_offsets(text)[0], encode_with_offsets, lambda ids: " ".join(f"w{i}" for i in ids)
 )
 
@@ -66,17 +66,17 @@ def single_example(objective: Supervised, record: Record, run: ExampleContext) -
     return examples[0]
 
 
-def test_an_encoders_pair_has_berts_frame_and_types_and_a_decoders_an_end_after_each_text() -> None:
+def test_an_encoders_pair_has_berts_special_tokens_and_types_and_a_decoders_an_end_after_each_text() -> None:
     """Devlin et al. 2019, Figure 2; Radford et al. 2018, §3.3: a delimiter between the texts, an end after them."""
-    encoder = replace(context(11, "encoder"), placeholders=2)
-    features = frame_texts([array(10, 11), array(20)], encoder)
+    encoder = replace(context(11, "encoder"), num_virtual_tokens=2)
+    features = build_text_features([array(10, 11), array(20)], encoder)
     assert features["tokens"].tolist() == [-1, -2, CLS, 10, 11, SEP, 20, SEP, 0, 0, 0]
     assert features["token_types"].tolist() == [0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0]
     assert features["segment_ids"].tolist() == [1] * 8 + [0] * 3
     assert features["positions"].tolist()[:8] == list(range(8))
-    assert frame_texts([array(10, 11)], context(5, "encoder"))["tokens"].tolist() == [CLS, 10, 11, SEP, 0]
-    decoder = replace(context(9), placeholders=1)
-    features = frame_texts([array(10, 11), array(20)], decoder)
+    assert build_text_features([array(10, 11)], context(5, "encoder"))["tokens"].tolist() == [CLS, 10, 11, SEP, 0]
+    decoder = replace(context(9), num_virtual_tokens=1)
+    features = build_text_features([array(10, 11), array(20)], decoder)
     assert features["tokens"].tolist() == [-1, 10, 11, EOS, 20, EOS, 0, 0, 0]
     assert "token_types" not in features
 
@@ -91,7 +91,7 @@ def test_long_pairs_lose_their_last_tokens_the_longer_text_first() -> None:
         while sum(expected) > run.seq_len - 3:
             expected[int(np.argmax(expected))] -= 1
         texts = [np.arange(size, dtype=np.int32) + 10 + 50 * side for side, size in enumerate(sizes)]
-        tokens = frame_texts(texts, run)["tokens"]
+        tokens = build_text_features(texts, run)["tokens"]
         first = tokens[(tokens >= 10) & (tokens < 60)].tolist()
         second = tokens[(tokens >= 60) & (tokens < 110)].tolist()
         assert [first, second] == [[*range(10, 10 + expected[0])], [*range(60, 60 + expected[1])]]
@@ -101,15 +101,15 @@ def test_a_row_without_room_for_text_is_refused() -> None:
     run = context(24, "encoder")
     for objective in (Classify(labels=("a", "b")), Tag(labels=("O", "B")), Reward()):
         objective.check_context(run)
-        with pytest.raises(UserError, match="leaves no room beside 20 soft tokens"):
-            objective.check_context(replace(run, placeholders=20))
+        with pytest.raises(UserError, match="leaves no room beside 20 virtual tokens"):
+            objective.check_context(replace(run, num_virtual_tokens=20))
     Extract(question_len=20).check_context(run)
     with pytest.raises(UserError, match="no room for a context beside question_len 21"):
         Extract(question_len=21).check_context(run)
     TextToText(target_len=64).check_context(replace(run, family="encoder_decoder"))
-    TextToText(target_len=4).check_context(replace(run, family="decoder", placeholders=19))
-    with pytest.raises(UserError, match="beside target_len 4 and 20 soft tokens"):
-        TextToText(target_len=4).check_context(replace(run, family="decoder", placeholders=20))
+    TextToText(target_len=4).check_context(replace(run, family="decoder", num_virtual_tokens=19))
+    with pytest.raises(UserError, match="beside target_len 4 and 20 virtual tokens"):
+        TextToText(target_len=4).check_context(replace(run, family="decoder", num_virtual_tokens=20))
 
 
 def test_labels_are_names_or_numbers_and_others_are_refused() -> None:
@@ -136,35 +136,37 @@ SENTENCE = {
 TAGS = ("O", "I-ORG", "I-PER", "I-LOC")
 
 
-def load_coder(path: Path) -> tuple[Coder, Tokenizer]:
+def load_tokenizers(path: Path) -> tuple[TaskTokenizer, Tokenizer]:
     tokenizer = tokenizer_files.from_file(TokenizerFile(path=str(path)))
-    return Coder(tokenizer.encode, tokenizer.encode_placed, tokenizer.decode), tokenizer
+    return TaskTokenizer(tokenizer.encode, tokenizer.encode_placed, tokenizer.decode), tokenizer
 
 
 def test_a_words_first_wordpiece_has_its_tag(real_data: Path) -> None:
-    coder, tokenizer = load_coder(real_data / "tokenizers/bert_base_uncased_vocab.txt")
-    run = ExampleContext(16, tokenizer.vocabulary(), "encoder", placeholders=1)
-    (features,) = Tag(labels=TAGS).examples(SENTENCE, coder, run)
+    task_tokenizer, tokenizer = load_tokenizers(real_data / "tokenizers/bert_base_uncased_vocab.txt")
+    run = ExampleContext(16, tokenizer.vocabulary(), "encoder", num_virtual_tokens=1)
+    (features,) = Tag(labels=TAGS).examples(SENTENCE, task_tokenizer, run)
     pieces = ["[CLS]", "u", ".", "n", ".", "official", "ek", "##eus", "heads", "for", "baghdad", ".", "[SEP]"]
     assert [tokenizer.piece(i) for i in features["tokens"][1:14]] == pieces
     assert features["words"].tolist() == [-1, -1, 0, -1, -1, -1, 1, 2, -1, 3, 4, 5, 6, -1, -1, -1]
     assert features["loss_weights"].tolist() == (features["words"] >= 0).tolist()
     assert features["targets"][features["words"] >= 0].tolist() == [1, 0, 2, 0, 0, 3, 0]
     # "ek" is the last token that fits.
-    (features,) = Tag(labels=TAGS).examples(SENTENCE, coder, replace(run, seq_len=9))
+    (features,) = Tag(labels=TAGS).examples(SENTENCE, task_tokenizer, replace(run, seq_len=9))
     assert features["words"].tolist() == [-1, -1, 0, -1, -1, -1, 1, 2, -1]
     scores = np.eye(4)[[0, 0, 1, 0, 0, 0, 0, 2, 0]]
     prediction = Tag(labels=TAGS).prediction(SENTENCE, [features], [{"scores": scores}])
     assert prediction == ["I-ORG", "O", "I-PER", *"OOOO"]
     with pytest.raises(ValueError, match="7 words but 6 tags"):
-        Tag(labels=TAGS).examples({**SENTENCE, "tags": SENTENCE["tags"][1:]}, coder, run)
+        Tag(labels=TAGS).examples({**SENTENCE, "tags": SENTENCE["tags"][1:]}, task_tokenizer, run)
 
 
 def test_a_words_first_sentencepiece_has_its_tag(real_data: Path) -> None:
     """Pieces: ▁the ▁c ity ▁ <unk> ri ch ▁is ▁old ▁ . : a piece that is only a space is no part of the next word."""
-    coder, tokenizer = load_coder(real_data / "tokenizers/sentencepiece_test_1000.model")
+    task_tokenizer, tokenizer = load_tokenizers(real_data / "tokenizers/sentencepiece_test_1000.model")
     record = {"words": ["the", "city", "Zürich", "is", "old", "."], "tags": [0, 0, 3, 0, 0, 0]}
-    (features,) = Tag(labels=TAGS).examples(record, coder, ExampleContext(14, tokenizer.vocabulary(), "decoder"))
+    (features,) = Tag(labels=TAGS).examples(
+        record, task_tokenizer, ExampleContext(14, tokenizer.vocabulary(), "decoder")
+    )
     assert features["words"].tolist() == [0, 1, -1, -1, 2, -1, -1, 3, 4, -1, 5, -1, -1, -1]
     assert features["targets"].tolist() == [0, 0, 0, 0, 3, *[0] * 9]
     assert features["tokens"][11] == tokenizer.eos
@@ -221,9 +223,9 @@ def answer_positions(windows: Sequence[Features]) -> list[tuple[int, int]]:
 
 
 def test_a_long_context_becomes_windows_and_the_answer_is_marked_in_those_that_hold_it() -> None:
-    """Room for 14 - 3 of the frame - 3 of the question = 8; every 5 tokens: 0-7, 5-12, 10-17, 15-19."""
+    """Room for 14 - 3 special tokens - 3 of the question = 8; every 5 tokens: 0-7, 5-12, 10-17, 15-19."""
     objective = Extract(window_stride=5, question_len=3)
-    run = replace(context(15, "encoder"), placeholders=1)
+    run = replace(context(15, "encoder"), num_virtual_tokens=1)
     windows = objective.examples(question_record("w110 w111"), CODER, run)
     assert [window["tokens"].tolist() for window in windows] == [
         [-1, CLS, 5, 6, 7, SEP, *range(100 + first, 100 + stop), SEP, *[0] * (8 - stop + first)]

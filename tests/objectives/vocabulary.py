@@ -20,7 +20,7 @@ def vocabulary(size: int = 200, sentinels: int = 0) -> Vocabulary:
     sentinel_ids = tuple(range(size - 1, size - 1 - sentinels, -1))
     special = np.zeros(size, bool)
     special[[*named.values(), *sentinel_ids]] = True
-    return Vocabulary(size, 1, named, sentinel_ids, special, np.arange(size) % 3 == 0, ending=(1,))
+    return Vocabulary(size, 1, named, sentinel_ids, special, np.arange(size) % 3 == 0, suffix_tokens=(1,))
 
 
 def context(seq_len: int, family: Family = "decoder", size: int = 200, sentinels: int = 0) -> ExampleContext:
@@ -30,7 +30,7 @@ def context(seq_len: int, family: Family = "decoder", size: int = 200, sentinels
 
 def context_with_bos(seq_len: int, family: Family) -> ExampleContext:
     """The context of a run whose tokenizer puts `BOS` before every text, as Llama's and BART's do."""
-    return ExampleContext(seq_len, replace(vocabulary(), beginning=(BOS,)), family)
+    return ExampleContext(seq_len, replace(vocabulary(), prefix_tokens=(BOS,)), family)
 
 
 def row(tokens: list[int] | np.ndarray, segments: list[int] | None = None, parts: list[int] | None = None) -> TokenRow:

@@ -16,10 +16,10 @@ from jaxtyping import Float, Int
 torch = pytest.importorskip("torch", reason="reference implementations need the extra hf: pip install -e '.[hf]'")
 
 from t5x_lite.evaluate.layer_states import compute_layer_states  # noqa: E402
+from t5x_lite.models.character_ids import CHARACTERS, CharacterIds  # noqa: E402
 from t5x_lite.models.config import ModelConfig  # noqa: E402
 from t5x_lite.models.losses import LossSettings  # noqa: E402
 from t5x_lite.models.spec import ModelSpec, model_spec  # noqa: E402
-from t5x_lite.models.spelling import CHARACTERS, Spelling  # noqa: E402
 from t5x_lite.objectives import ExampleContext, TokenRow, Vocabulary  # noqa: E402
 from t5x_lite.objectives.bidirectional_lm import BidirectionalLM  # noqa: E402
 from t5x_lite.trees import flatten_names  # noqa: E402
@@ -59,7 +59,7 @@ def elmo_config(clip: float | None) -> ModelConfig:
 
 
 def elmo_spec(config: ModelConfig) -> ModelSpec:
-    return replace(model_spec(config), spelling=Spelling.of(WORDS, (len(WORDS), LENGTH), {BEGIN}, {END}))
+    return replace(model_spec(config), character_ids=CharacterIds.of(WORDS, (len(WORDS), LENGTH), {BEGIN}, {END}))
 
 
 def vocabulary() -> Vocabulary:
@@ -193,7 +193,7 @@ def test_loss_gradients_and_layers_equal_the_published_architecture(clip: float 
     theirs = reference(clip)
     config = elmo_config(clip)
     spec = elmo_spec(config)
-    table = spec.spelling.table.astype(np.int64)
+    table = spec.character_ids.table.astype(np.int64)
     framed = [torch.tensor([BEGIN, *document, END]) for document in DOCUMENTS]
     documents = [theirs(torch.tensor(table)[tokens]) for tokens in framed]
     expected = theirs.loss(documents, framed)
@@ -224,8 +224,8 @@ def test_loss_gradients_and_layers_equal_the_published_architecture(clip: float 
 
 def test_characters_are_numbered_as_in_allennlps_tests() -> None:
     """Its elmo_indexer_test.py, whose ids are higher by one, which is its padding of tokens."""
-    table = Spelling.of(["<s>", "</s>", "\u0100t"], (4, 50), {0}, {1}).table
+    table = CharacterIds.of(["<s>", "</s>", "\u0100t"], (4, 50), {0}, {1}).table
     assert table[0].tolist() == [258, 256, 259, *[260] * 47]
     assert table[1].tolist() == [258, 257, 259, *[260] * 47]
     assert table[2].tolist() == [258, 196, 128, 116, 259, *[260] * 45]
-    assert (Spelling.of(["x" * 60], (1, 50)).table[0] == [258, *[ord("x")] * 48, 259]).all()
+    assert (CharacterIds.of(["x" * 60], (1, 50)).table[0] == [258, *[ord("x")] * 48, 259]).all()

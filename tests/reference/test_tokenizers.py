@@ -28,9 +28,9 @@ from t5x_lite.data.tokenizer_files import load  # noqa: E402
 from t5x_lite.errors import UserError  # noqa: E402
 from t5x_lite.models.config import ModelConfig  # noqa: E402
 from t5x_lite.models.spec import model_spec  # noqa: E402
-from t5x_lite.objectives.framing import encoder_frame  # noqa: E402
 from t5x_lite.objectives.objective import ExampleContext  # noqa: E402
-from t5x_lite.objectives.supervised import Coder  # noqa: E402
+from t5x_lite.objectives.special_tokens import encoder_template  # noqa: E402
+from t5x_lite.objectives.supervised import TaskTokenizer  # noqa: E402
 from t5x_lite.objectives.text_to_text import TextToText  # noqa: E402
 from t5x_lite.run_dir import Run  # noqa: E402
 
@@ -224,8 +224,8 @@ def compare_import(folder: Path, model_type: str, texts: list[str]) -> tuple[Tok
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     for text in texts:
         assert ours.encode(text).tolist() == theirs(text, add_special_tokens=False)["input_ids"], text
-    ending = [] if model_type in DECODERS else ours.ending().tolist()
-    assert [*ours.beginning(), *ours.encode(ENGLISH), *ending] == theirs(ENGLISH)["input_ids"]
+    ending = [] if model_type in DECODERS else ours.suffix_tokens().tolist()
+    assert [*ours.prefix_tokens(), *ours.encode(ENGLISH), *ending] == theirs(ENGLISH)["input_ids"]
     return ours, theirs
 
 
@@ -260,9 +260,9 @@ def test_a_pair_for_bart_is_that_of_its_fine_tuning_in_transformers(tmp_path: Pa
     inputs = theirs("The quick fox")["input_ids"]
     labels = theirs(text_target="lazy dogs")["input_ids"]
     shifted = transformers.models.bart.modeling_bart.shift_tokens_right(torch.tensor([labels]), 1, 2)
-    coder = Coder(ours.encode, ours.encode_placed, ours.decode)
+    tokenizer = TaskTokenizer(ours.encode, ours.encode_placed, ours.decode)
     context = ExampleContext(len(inputs), ours.vocabulary(), "encoder_decoder", start_token=2)
-    features = TextToText(target_len=len(labels)).records_example("The quick fox", "lazy dogs", coder, context)
+    features = TextToText(target_len=len(labels)).records_example("The quick fox", "lazy dogs", tokenizer, context)
     assert features["tokens"].tolist() == inputs
     assert features["targets"].tolist() == labels
     assert features["decoder_tokens"].tolist() == shifted[0].tolist()
@@ -489,10 +489,10 @@ def test_xlnets_file_is_read_and_exported_with_its_tokens_at_the_end(settings: d
     ours, theirs = compare_import(source, "xlnet", [*texts, "``quoted'' É", "the <mask> fox"])
     assert (ours.eos, ours.pad) == (theirs.eos_token_id, theirs.pad_token_id) == (2, 5)
     first, second = (ours.encode(text) for text in (ENGLISH, "a dog"))
-    frame = encoder_frame(ours.vocabulary(), "test")
+    template = encoder_template(ours.vocabulary(), "test")
     framed = theirs(ENGLISH, "a dog", return_token_type_ids=True)
-    assert frame.tokens([first, second]).tolist() == framed["input_ids"]
-    assert frame.token_types([first, second]).tolist() == framed["token_type_ids"]
+    assert template.tokens([first, second]).tolist() == framed["input_ids"]
+    assert template.token_types([first, second]).tolist() == framed["token_type_ids"]
     exported = export_tokenizer(ours, {"family": "encoder"}, "xlnet", tmp_path)
     assert exported(ENGLISH, "a dog")["input_ids"] == framed["input_ids"]
 

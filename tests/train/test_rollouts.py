@@ -26,7 +26,7 @@ from t5x_lite.models.spec import model_spec
 from t5x_lite.objectives.grpo import GRPO
 from t5x_lite.objectives.objective import ExampleContext
 from t5x_lite.objectives.reward import Reward
-from t5x_lite.objectives.supervised import Coder
+from t5x_lite.objectives.supervised import TaskTokenizer
 from t5x_lite.parallel.mesh import make_mesh
 from t5x_lite.run_dir import Run, new_run
 from t5x_lite.run_rewards import RunRewards, SampledAnswer, VerifierRewards, check_rewards, decode_answer
@@ -40,7 +40,7 @@ from tests.simulated_devices import simulated
 from tests.train.whole_runs import assert_same_weights, train
 
 TOKENIZER = Bytes()
-CODER = Coder(TOKENIZER.encode, TOKENIZER.encode_placed, TOKENIZER.decode)
+CODER = TaskTokenizer(TOKENIZER.encode, TOKENIZER.encode_placed, TOKENIZER.decode)
 PROMPTS = ["ab", "c", "abcdefg", "xyz"]
 OBJECTIVES = {
     "grpo": {"verifier": "exact_match", "group": 4, "answer_len": 6, "epochs": 2, "minibatches": 2},
@@ -173,7 +173,7 @@ def test_answers_are_those_of_the_generator_and_end_at_eos(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("eval_temperature", [0.0, 1.0])
 def test_validation_answers_have_their_own_temperature(eval_temperature: float, tmp_path: Path) -> None:
-    """At 0 each token is the likeliest after the text so far; at 1 some are not."""
+    """At 0 each token is the most likely after the text so far; at 1 some are not."""
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": prompt, "reference": "e"}) + "\n" for prompt in PROMPTS))
     values = policy_run("grpo", tmp_path / "run").config.model_dump(mode="json", exclude={"objective"})
@@ -322,7 +322,7 @@ def test_a_long_prompt_loses_its_first_tokens_after_bos(tmp_path: Path) -> None:
     (features,) = objective.examples(record, CODER, ExampleContext(16, TOKENIZER.vocabulary()))
     assert features["prompt"].tolist() == TOKENIZER.encode("defghijklm").tolist()
     assert features["reference"].tobytes().rstrip(b"\0").decode() == "é"
-    vocabulary = replace(TOKENIZER.vocabulary(), beginning=(2,))
+    vocabulary = replace(TOKENIZER.vocabulary(), prefix_tokens=(2,))
     (features,) = objective.examples(record, CODER, ExampleContext(16, vocabulary))
     assert features["prompt"].tolist() == [2, *TOKENIZER.encode("efghijklm").tolist()]
 

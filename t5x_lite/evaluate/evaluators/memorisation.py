@@ -8,15 +8,15 @@ from t5x_lite.models.config import ModelConfig
 from t5x_lite.schema import Int, setting
 
 if TYPE_CHECKING:
+    from t5x_lite.evaluate.canaries import Canary
     from t5x_lite.evaluate.evaluation_model import EvaluationModel
-    from t5x_lite.evaluate.planted_strings import PlantedString
 
 
 class Memorisation(Evaluator):
     """Strings that greedy decoding extracts, by the number of their repeats in the corpus.
 
-    A string is extracted if the model, prompted with its first tokens, has each of the next ones as its likeliest token
-    (Carlini et al. 2022, §3). The strings are those of `evaluate.planted_strings`. Scores go to RUN/eval/STEP.
+    A string is extracted if the model, prompted with its first tokens, predicts each of the next ones as most likely
+    (Carlini et al. 2022, §3). The strings are those of `evaluate.canaries`. Scores go to RUN/eval/STEP.
     """
 
     argument: ClassVar[Argument | None] = Argument("memorisation", "JSONL file of planted strings", field="file")
@@ -37,9 +37,9 @@ class Memorisation(Evaluator):
 
     def prepare(self, model: ModelConfig) -> None:
         """Read the strings once."""
-        from t5x_lite.evaluate.planted_strings import read_planted
+        from t5x_lite.evaluate.canaries import read_canaries
 
-        read_planted(self.file)
+        read_canaries(self.file)
 
     def fingerprint(self) -> str:
         """Return a hash of the file."""
@@ -60,11 +60,11 @@ class Memorisation(Evaluator):
         import numpy as np
 
         from t5x_lite.errors import UserError
-        from t5x_lite.evaluate.planted_strings import read_planted
+        from t5x_lite.evaluate.canaries import read_canaries
         from t5x_lite.evaluate.scores_file import save_samples, save_scores
 
         self.check_model(model.config.model)
-        planted = read_planted(self.file)
+        planted = read_canaries(self.file)
         length = self.prompt_tokens + self.tokens
         rows = model.tokenizer.encode_batch([string.text for string in planted])
         is_long = [len(row) >= length for row in rows]
@@ -103,7 +103,7 @@ class Memorisation(Evaluator):
 
 
 def _group_by_repeats(
-    strings: Sequence["PlantedString"], scores: Sequence[Mapping[str, float]]
+    strings: Sequence["Canary"], scores: Sequence[Mapping[str, float]]
 ) -> dict[int, list[Mapping[str, float]]]:
     """Return the scores by the number of repeats, in ascending order."""
     groups: dict[int, list[Mapping[str, float]]] = {}

@@ -7,7 +7,7 @@ from t5x_lite.models.experts.router import Assignment, Router, highest
 
 
 class GShard(Router):
-    """The two likeliest experts; in training the second with probability 2 · its weight.
+    """The two most likely experts; in training the second with probability 2 · its weight.
 
     The balance loss counts first choices alone; a first choice comes before every second one. It is experts² times the
     mean of f·p, as in the published code: 1 in balance.
@@ -21,7 +21,7 @@ class GShard(Router):
     def choose_experts(
         self, logits: Float[Array, "b l e"], bias: Float[Array, "e"] | None, key: Array | None
     ) -> Assignment:
-        """Choose the two likeliest experts; a second one that is not drawn becomes a choice of none."""
+        """Choose the two most likely experts; a second one that is not drawn becomes a choice of none."""
         import jax
         import jax.numpy as jnp
 

@@ -8,7 +8,7 @@ from t5x_lite.schema import setting
 
 
 class Switch(Router):
-    """The likeliest expert, its output times its probability."""
+    """The most likely expert, its output times its probability."""
 
     jitter: float = setting(
         0.01, "in training the router's input is multiplied by 1 ± this", ge=0, lt=1, source="Fedus 2022, §2.4"
@@ -36,7 +36,7 @@ class Switch(Router):
     def choose_experts(
         self, logits: Float[Array, "b l e"], bias: Float[Array, "e"] | None, key: Array | None
     ) -> Assignment:
-        """Choose the likeliest expert."""
+        """Choose the most likely expert."""
         import jax
 
         probability = jax.nn.softmax(logits, axis=-1)

@@ -9,7 +9,7 @@ from t5x_lite.schema import setting
 
 
 class TopK(GroupLimited):
-    """The k likeliest experts, weighted by their probabilities, which are divided by their sum."""
+    """The k most likely experts, weighted by their probabilities, which are divided by their sum."""
 
     over: BalanceScope = setting("model", "see router; Mixtral's code takes all layers together")
     normalize: bool = setting(

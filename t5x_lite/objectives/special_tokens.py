@@ -26,7 +26,7 @@ LAST_TYPE = 2
 
 
 @dataclass(frozen=True)
-class Frame:
+class SpecialTokensTemplate:
     """The special tokens around one text or a pair of texts.
 
     Attributes:
@@ -53,34 +53,34 @@ class Frame:
         return np.concatenate(parts)
 
     def token_types(self, texts: Sequence[np.ndarray]) -> Int[np.ndarray, "l"]:
-        """Return 0 for the tokens of the first text and its frame, 1 for those of the second, 2 for what comes last."""
+        """Return 0 for the first text with its special tokens, 1 for the second, 2 for the tokens that come last."""
         sizes = [len(text) + 1 for text in texts]
         sizes[0] += len(self.start)
         of_texts = np.repeat(np.arange(len(texts), dtype=np.int32), sizes)
         return np.concatenate([of_texts, np.full(len(self.last), LAST_TYPE, np.int32)])
 
 
-def encoder_frame(vocabulary: Vocabulary, user: str) -> Frame:
-    """Return BERT's frame: [CLS] and [SEP], or <s> and </s>; or XLNet's, where <cls> comes last.
+def encoder_template(vocabulary: Vocabulary, user: str) -> SpecialTokensTemplate:
+    """Return BERT's special tokens: [CLS] and [SEP], or <s> and </s>; or XLNet's, where <cls> comes last.
 
     Raises:
         UserError: the tokenizer has no such token; the message names `user`.
     """
     if not vocabulary.named.keys().isdisjoint(LAST_CLS):
         sep = vocabulary.require_token(user, *LAST_SEP)
-        return Frame((), sep, (vocabulary.require_token(user, *LAST_CLS),))
+        return SpecialTokensTemplate((), sep, (vocabulary.require_token(user, *LAST_CLS),))
     cls = vocabulary.require_token(user, *CLS)
     sep = vocabulary.require_token(user, *SEP)
-    return Frame((cls,), sep)
+    return SpecialTokensTemplate((cls,), sep)
 
 
-def encoder_frame_size(texts: int) -> int:
+def num_encoder_special_tokens(texts: int) -> int:
     """Return the number of special tokens around this many texts in an encoder."""
     return 1 + texts
 
 
-def task_frame(context: ExampleContext, user: str = "a task") -> Frame:
-    """Return the frame of the texts of a task: BERT's in an encoder, EOS after each text in a decoder.
+def task_template(context: ExampleContext, user: str = "a task") -> SpecialTokensTemplate:
+    """Return the special tokens of the texts of a task: BERT's in an encoder, EOS after each text in a decoder.
 
     A decoder also reads what its tokenizer puts before every text.
 
@@ -88,18 +88,18 @@ def task_frame(context: ExampleContext, user: str = "a task") -> Frame:
         UserError: the tokenizer has no such token; the message names `user`.
     """
     if context.is_encoder_only:
-        return encoder_frame(context.vocabulary, user)
-    return Frame(text_start(context), context.vocabulary.require_eos(user))
+        return encoder_template(context.vocabulary, user)
+    return SpecialTokensTemplate(text_start(context), context.vocabulary.require_eos(user))
 
 
 def text_start(context: ExampleContext) -> tuple[int, ...]:
-    """Return the ids before every text that a decoder or an encoder_decoder reads; an encoder has `encoder_frame`."""
-    return () if context.is_encoder_only else context.vocabulary.beginning
+    """Return the ids before every text of a decoder or an encoder_decoder; an encoder has `encoder_template`."""
+    return () if context.is_encoder_only else context.vocabulary.prefix_tokens
 
 
 def text_end(context: ExampleContext) -> tuple[int, ...]:
     """Return the ids after every text that an encoder_decoder reads; a decoder goes on with what it predicts."""
-    return context.vocabulary.ending if context.family == "encoder_decoder" else ()
+    return context.vocabulary.suffix_tokens if context.family == "encoder_decoder" else ()
 
 
 def target_start(context: ExampleContext) -> tuple[int, ...]:
@@ -119,35 +119,35 @@ def target_tokens(tokens: Int[np.ndarray, "_"], length: int, eos: int, context: 
 
 
 def input_start(context: ExampleContext) -> Int[np.ndarray, "n"]:
-    """Return the ids before the input of a task in a model that is no encoder: `soft_tokens`, then `text_start`."""
+    """Return the ids before the input of a task in a model that is no encoder: `virtual_tokens`, then `text_start`."""
     start = np.array(text_start(context), np.int32)
-    return np.concatenate([soft_tokens(context.placeholders), start])
+    return np.concatenate([virtual_tokens(context.num_virtual_tokens), start])
 
 
-def soft_tokens(placeholders: int) -> Int[np.ndarray, "n"]:
-    """Return the ids -1, -2, … of so many soft tokens, which an adaptation puts before each text of a task."""
-    return -1 - np.arange(placeholders, dtype=np.int32)
+def virtual_tokens(num_virtual_tokens: int) -> Int[np.ndarray, "n"]:
+    """Return the ids -1, -2, … of so many virtual tokens, which an adaptation puts before each text of a task."""
+    return -1 - np.arange(num_virtual_tokens, dtype=np.int32)
 
 
-def frame_row(row: TokenRow, context: ExampleContext, token_type: int = 0) -> Features:
-    """Frame a row of one or several documents as one text.
+def build_row_features(row: TokenRow, context: ExampleContext, token_type: int = 0) -> Features:
+    """Add special tokens to a row of one or several documents, as to one text.
 
     The documents stay segments of their own. A token before them is in the segment of the first, those after them are
     in that of the last. An empty row stays empty.
 
     Returns:
-        `tokens`, `positions`, `segment_ids` and `token_types` (`token_type` and those of the frame; 0 in the padding),
-        int32 `[seq_len]`.
+        `tokens`, `positions`, `segment_ids` and `token_types` (`token_type` and those of the special tokens; 0 in the
+        padding), int32 `[seq_len]`.
     """
     count = int((row.segments > 0).sum())
     tokens = row.tokens[:count]
     segments = row.segments[:count]
     token_types = np.zeros(0, np.int32)
     if count:
-        frame = encoder_frame(context.vocabulary, "this objective")
-        token_types = frame.token_types([tokens])
-        tokens = frame.tokens([tokens])
-        before = len(frame.start)
+        template = encoder_template(context.vocabulary, "this objective")
+        token_types = template.token_types([tokens])
+        tokens = template.tokens([tokens])
+        before = len(template.start)
         after = len(tokens) - count - before
         segments = np.concatenate([segments[:1].repeat(before), segments, segments[-1:].repeat(after)])
     features = token_features(tokens, segments, context.seq_len)
@@ -155,10 +155,10 @@ def frame_row(row: TokenRow, context: ExampleContext, token_type: int = 0) -> Fe
     return features
 
 
-def frame_pair(
+def build_pair_features(
     first: np.ndarray, second: np.ndarray, context: ExampleContext, *, restart_positions: bool = False
 ) -> Features:
-    """Frame two texts, which must fit, as one segment.
+    """Join two texts, which must fit, to one segment with special tokens.
 
     If `first` is empty, the row stays empty. With `restart_positions`, the positions of `second` begin from 0 again
     (XLM: Conneau & Lample 2019, §3.3).
@@ -169,9 +169,9 @@ def frame_pair(
     tokens = np.zeros(0, np.int32)
     token_types = np.zeros(0, np.int32)
     if len(first):
-        frame = encoder_frame(context.vocabulary, "this objective")
-        tokens = frame.tokens([first, second])
-        token_types = frame.token_types([first, second])
+        template = encoder_template(context.vocabulary, "this objective")
+        tokens = template.tokens([first, second])
+        token_types = template.token_types([first, second])
     features = token_features(tokens, np.ones(len(tokens), np.int32), context.seq_len)
     features["token_types"] = pad(token_types, context.seq_len)
     if restart_positions:
@@ -179,26 +179,28 @@ def frame_pair(
     return features
 
 
-def frame_texts(texts: Sequence[np.ndarray], context: ExampleContext) -> Features:
-    """Frame one text or a pair of a task as one segment, after the soft tokens. Long texts are cut, the longer first.
+def build_text_features(texts: Sequence[np.ndarray], context: ExampleContext) -> Features:
+    """Join one text or a pair of a task to one segment, with special tokens and after the virtual tokens.
+
+    Long texts are cut, the longer first.
 
     Returns:
         `tokens`, `positions` and `segment_ids`, int32 `[seq_len]`; in an encoder also `token_types`.
     """
-    frame = task_frame(context)
-    soft = soft_tokens(context.placeholders)
-    texts = _truncate_to_fit(texts, context.seq_len - len(soft) - frame.size(len(texts)))
-    tokens = np.concatenate([soft, frame.tokens(texts)])
+    template = task_template(context)
+    soft = virtual_tokens(context.num_virtual_tokens)
+    texts = _truncate_to_fit(texts, context.seq_len - len(soft) - template.size(len(texts)))
+    tokens = np.concatenate([soft, template.tokens(texts)])
     features = token_features(tokens, np.ones(len(tokens), np.int32), context.seq_len)
     if context.family == "encoder":
-        token_types = np.concatenate([np.zeros_like(soft), frame.token_types(texts)])
+        token_types = np.concatenate([np.zeros_like(soft), template.token_types(texts)])
         features["token_types"] = pad(token_types, context.seq_len)
     return features
 
 
-def frame_each(examples: Sequence[Sequence[np.ndarray]], context: ExampleContext) -> dict[str, np.ndarray]:
-    """Frame each text or pair by `frame_texts` and stack the features, `[examples, seq_len]`."""
-    return stacked([frame_texts(texts, context) for texts in examples])
+def build_batch_features(examples: Sequence[Sequence[np.ndarray]], context: ExampleContext) -> dict[str, np.ndarray]:
+    """Apply `build_text_features` to each text or pair and stack the features, `[examples, seq_len]`."""
+    return stacked([build_text_features(texts, context) for texts in examples])
 
 
 def _truncate_to_fit(texts: Sequence[np.ndarray], room: int) -> list[np.ndarray]:

@@ -1,6 +1,8 @@
-"""Strings that are planted in a corpus, each a number of times, to measure what a model memorises.
+"""Canaries: strings that are planted in a corpus, each a number of times, to measure what a model memorises.
 
-    python -m t5x_lite.evaluate.planted_strings held_out.txt planted --repeats 0 1 4 16 64 --strings 20 --words 120
+The method is that of Carlini et al. 2019 (The Secret Sharer, §4); the repeats are those of Carlini et al. 2022, §3.
+
+    python -m t5x_lite.evaluate.canaries held_out.txt planted --repeats 0 1 4 16 64 --strings 20 --words 120
 
 writes `planted/strings.jsonl`, a line `{"text": …, "repeats": …}` for each string, which the evaluator `memorisation`
 reads, and `planted/documents.jsonl`, each string as often as it is repeated, in a random order, which is added to
@@ -27,14 +29,14 @@ DOCUMENTS_FILE = "documents.jsonl"
 
 
 @dataclass(frozen=True)
-class PlantedString:
+class Canary:
     """A text, and how often it is in the corpus."""
 
     text: str
     repeats: int
 
 
-def cut_strings(text: str, repeats: Sequence[int], strings: int, words: int) -> list[PlantedString]:
+def cut_canaries(text: str, repeats: Sequence[int], strings: int, words: int) -> list[Canary]:
     """Cut a text into strings that do not overlap, as many for each number of repeats.
 
     Raises:
@@ -44,35 +46,35 @@ def cut_strings(text: str, repeats: Sequence[int], strings: int, words: int) -> 
     needed = len(repeats) * strings * words
     if len(tokens) < needed:
         raise UserError(f"{len(repeats)} × {strings} strings of {words} words need {needed} words; found {len(tokens)}")
-    planted = []
+    canaries = []
     for number in range(len(repeats) * strings):
         string = " ".join(tokens[number * words : (number + 1) * words])
-        planted.append(PlantedString(string, repeats[number % len(repeats)]))
-    return planted
+        canaries.append(Canary(string, repeats[number % len(repeats)]))
+    return canaries
 
 
-def write_planted(planted: Sequence[PlantedString], folder: Path, seed: int) -> None:
+def write_canaries(canaries: Sequence[Canary], folder: Path, seed: int) -> None:
     """Write the strings, and the documents of a corpus that has them, in a random order.
 
     Raises:
         UserError: a file cannot be written.
     """
-    lines = [json.dumps(asdict(string), ensure_ascii=False) + "\n" for string in planted]
+    lines = [json.dumps(asdict(canary), ensure_ascii=False) + "\n" for canary in canaries]
     documents = []
-    for string in planted:
-        documents += [json.dumps({"text": string.text}, ensure_ascii=False) + "\n"] * string.repeats
+    for canary in canaries:
+        documents += [json.dumps({"text": canary.text}, ensure_ascii=False) + "\n"] * canary.repeats
     order = np.random.default_rng(seed).permutation(len(documents))
     write_file(folder / STRINGS_FILE, "".join(lines))
     write_file(folder / DOCUMENTS_FILE, "".join(documents[number] for number in order.tolist()))
 
 
-def read_planted(path: str) -> list[PlantedString]:
-    """Read planted strings.
+def read_canaries(path: str) -> list[Canary]:
+    """Read canaries.
 
     Raises:
-        UserError: the file cannot be read, or a line is no planted string; names file and line.
+        UserError: the file cannot be read, or a line is no canary; names file and line.
     """
-    planted = []
+    canaries = []
     for location, record in read_record_file(path, ()):
         if not isinstance(record, Mapping):
             raise UserError(f"{location}: is not a JSON object with text and repeats")
@@ -82,10 +84,10 @@ def read_planted(path: str) -> list[PlantedString]:
             raise UserError(f"{location}: a planted string needs a text")
         if not isinstance(repeats, int) or isinstance(repeats, bool) or repeats < 0:
             raise UserError(f"{location}: repeats must be a whole number from 0, found {repeats!r}")
-        planted.append(PlantedString(text, repeats))
-    if not planted:
+        canaries.append(Canary(text, repeats))
+    if not canaries:
         raise UserError(f"{path}: has no planted strings")
-    return planted
+    return canaries
 
 
 def _text_of(location: str, record: object) -> str:
@@ -122,10 +124,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if min(options.repeats) < 0 or min(options.strings, options.words) < 1:
             raise UserError("--repeats must not be negative, and --strings and --words must be at least 1")
-        planted = cut_strings(_read_text(options.file), options.repeats, options.strings, options.words)
-        write_planted(planted, options.folder, options.seed)
+        planted = cut_canaries(_read_text(options.file), options.repeats, options.strings, options.words)
+        write_canaries(planted, options.folder, options.seed)
     except UserError as error:
-        print(f"planted_strings: {error}", file=sys.stderr)
+        print(f"canaries: {error}", file=sys.stderr)
         return error.exit_code
     print(f"written: {options.folder / STRINGS_FILE}, {options.folder / DOCUMENTS_FILE}")
     return 0

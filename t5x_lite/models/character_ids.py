@@ -16,7 +16,7 @@ CHARACTERS = 261
 
 
 @dataclass(frozen=True, eq=False)
-class Spelling:
+class CharacterIds:
     """The characters of every token: a constant of a model, as its vocabulary is.
 
     Attributes:
@@ -32,14 +32,14 @@ class Spelling:
         shape: tuple[int, int],
         begin: Collection[int] = (),
         end: Collection[int] = (),
-    ) -> "Spelling":
-        """Return the spelling of the tokens of a vocabulary. Of long words the first characters count.
+    ) -> "CharacterIds":
+        """Return the characters of the tokens of a vocabulary. Of long words the first ones count.
 
         Args:
             pieces: text of each token.
             shape: rows of the model's vocabulary, and characters of a word with its two marks.
             begin: ids of the tokens before texts, which have one character of their own.
-            end: ids of the tokens after texts, likewise.
+            end: ids of the tokens after texts, which have another one.
         """
         table = np.full(shape, PADDING, np.uint16)
         for token, piece in enumerate(pieces):
@@ -52,6 +52,6 @@ class Spelling:
         return cls(table)
 
     @classmethod
-    def blank(cls, shape: tuple[int, int]) -> "Spelling":
+    def blank(cls, shape: tuple[int, int]) -> "CharacterIds":
         """Return words without characters, for models whose costs alone matter."""
         return cls(np.full(shape, PADDING, np.uint16))

@@ -1,4 +1,4 @@
-"""Rows in which a model predicts a hidden token: a [MASK] for an encoder, a sentinel for an encoder_decoder.
+"""Rows in which a model predicts a masked token: a [MASK] in an encoder, a sentinel in an encoder_decoder.
 
 An encoder with a query stream predicts tokens that it does not see.
 """
@@ -13,11 +13,11 @@ from jaxtyping import Array, Float, Int
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
 from t5x_lite.models.gather_positions import gather_positions
-from t5x_lite.objectives.framing import Frame, encoder_frame, soft_tokens
 from t5x_lite.objectives.masked import MASK
 from t5x_lite.objectives.model_protocols import ElectraModel, LanguageModel, PermutationModel
 from t5x_lite.objectives.objective import ExampleContext
 from t5x_lite.objectives.permutation import SEEN_BY_ALL
+from t5x_lite.objectives.special_tokens import SpecialTokensTemplate, encoder_template, virtual_tokens
 from t5x_lite.parallel.batched_function import Features
 
 USER = "pseudo-log-likelihood"
@@ -25,32 +25,36 @@ USER = "pseudo-log-likelihood"
 
 
 @dataclass(frozen=True)
-class TokenHider(ABC):
-    """Hides tokens of a text from a model, and reads the prediction of the first of them.
+class TokenMasker(ABC):
+    """Masks tokens of a text, and reads the prediction of the first of them.
 
     Attributes:
-        frame: the ids around the text.
+        template: the special tokens around the text.
     """
 
-    frame: Frame
+    template: SpecialTokensTemplate
 
     @property
     @abstractmethod
-    def gap(self) -> int:
-        """The token that stands in a text where tokens are hidden."""
+    def mask_token(self) -> int:
+        """Id of the token that stands in a text where tokens are masked."""
 
     @abstractmethod
-    def features(self, tokens: Int[np.ndarray, "l"], hidden: slice) -> Features:
-        """Return the row of a text without its tokens `hidden`: `tokens`, `segment_ids` and `position` of the first."""
+    def features(self, tokens: Int[np.ndarray, "l"], masked: slice) -> Features:
+        """Return the row of a text whose tokens `masked` the model does not see.
+
+        Returns:
+            `tokens` and `segment_ids`, int32 `[row_length]`, and `position` of the first masked token, `[1]`.
+        """
 
     @abstractmethod
     def logits(self, model: LanguageModel | ElectraModel, batch: dict[str, Array]) -> Float[Array, "b 1 v"]:
-        """Return the scores of every token of the vocabulary for the first hidden one of each row."""
+        """Return the logits of the first masked token of each row."""
 
 
 @dataclass(frozen=True)
-class MaskedTokens(TokenHider):
-    """A [MASK] replaces each hidden token. ELECTRA's generator predicts them.
+class MaskedTokens(TokenMasker):
+    """A [MASK] replaces each masked token. ELECTRA's generator predicts them.
 
     Attributes:
         mask: the id of [MASK].
@@ -59,48 +63,44 @@ class MaskedTokens(TokenHider):
     mask: int
 
     @property
-    def gap(self) -> int:
-        """See `TokenHider`."""
+    def mask_token(self) -> int:
         return self.mask
 
-    def features(self, tokens: Int[np.ndarray, "l"], hidden: slice) -> Features:
-        """See `TokenHider`."""
-        masked = tokens.copy()
-        masked[hidden] = self.mask
-        row = self.frame.tokens([masked])
-        position = len(self.frame.start) + hidden.start
+    def features(self, tokens: Int[np.ndarray, "l"], masked: slice) -> Features:
+        input_tokens = tokens.copy()
+        input_tokens[masked] = self.mask
+        row = self.template.tokens([input_tokens])
+        position = len(self.template.start) + masked.start
         return {"tokens": row, "segment_ids": np.ones_like(row), "position": np.array([position], np.int32)}
 
     def logits(self, model: LanguageModel | ElectraModel, batch: dict[str, Array]) -> Float[Array, "b 1 v"]:
-        """See `TokenHider`."""
         encoder = model.generator if isinstance(model, ElectraModel) else model
         states = encoder(batch["tokens"], key=None, segment_ids=batch["segment_ids"])
         return encoder.logits(gather_positions(states, batch["position"][:, :1]))
 
 
 @dataclass(frozen=True)
-class PermutedTokens(TokenHider):
-    """Hidden tokens come last in an order of factorisation, and a query stream predicts them: nothing replaces them."""
+class PermutedTokens(TokenMasker):
+    """Masked tokens come last in an order of factorisation, and a query stream predicts them: nothing replaces them."""
 
     @property
-    def gap(self) -> int:
-        """See `TokenHider`. The query stream does not see it: any token would do."""
-        return self.frame.end
+    def mask_token(self) -> int:
+        """Return any token: the query stream does not see it."""
+        return self.template.end
 
-    def features(self, tokens: Int[np.ndarray, "l"], hidden: slice) -> Features:
-        """See `TokenHider`. The first hidden token has the rank 0, the others, which come after it, have the rank 1."""
-        row = self.frame.tokens([tokens])
-        types = self.frame.token_types([tokens])
-        before = len(self.frame.start)
-        first = before + hidden.start
+    def features(self, tokens: Int[np.ndarray, "l"], masked: slice) -> Features:
+        """Return the row with `rank`: 0 for the first masked token, 1 for the others, which come after it."""
+        row = self.template.tokens([tokens])
+        types = self.template.token_types([tokens])
+        before = len(self.template.start)
+        first = before + masked.start
         rank = np.full_like(row, SEEN_BY_ALL)
-        rank[first : before + hidden.stop] = 1
+        rank[first : before + masked.stop] = 1
         rank[first] = 0
         position = np.array([first], np.int32)
         return {"tokens": row, "segment_ids": np.ones_like(row), "position": position, "rank": rank, "types": types}
 
     def logits(self, model: LanguageModel | ElectraModel, batch: dict[str, Array]) -> Float[Array, "b 1 v"]:
-        """See `TokenHider`."""
         assert isinstance(model, PermutationModel)
         states = model.predict_in_order(
             batch["tokens"],
@@ -113,8 +113,8 @@ class PermutedTokens(TokenHider):
 
 
 @dataclass(frozen=True)
-class InfilledTokens(TokenHider):
-    """The first sentinel replaces all hidden tokens; the decoder predicts what follows this sentinel.
+class InfilledTokens(TokenMasker):
+    """The first sentinel replaces all masked tokens; the decoder predicts what follows this sentinel.
 
     Attributes:
         sentinel: the id of the first sentinel.
@@ -125,28 +125,26 @@ class InfilledTokens(TokenHider):
     start_token: int = 0
 
     @property
-    def gap(self) -> int:
-        """See `TokenHider`."""
+    def mask_token(self) -> int:
         return self.sentinel
 
-    def features(self, tokens: Int[np.ndarray, "l"], hidden: slice) -> Features:
-        """See `TokenHider`. The position is that in the decoder."""
-        shown = np.concatenate([tokens[: hidden.start], [self.sentinel], tokens[hidden.stop :]])
-        row = self.frame.tokens([shown])
+    def features(self, tokens: Int[np.ndarray, "l"], masked: slice) -> Features:
+        """See `TokenMasker`. The position is that in the decoder."""
+        input_tokens = np.concatenate([tokens[: masked.start], [self.sentinel], tokens[masked.stop :]])
+        row = self.template.tokens([input_tokens])
         return {"tokens": row, "segment_ids": np.ones_like(row), "position": np.array([1], np.int32)}
 
     def logits(self, model: LanguageModel | ElectraModel, batch: dict[str, Array]) -> Float[Array, "b 1 v"]:
-        """See `TokenHider`."""
         assert isinstance(model, LanguageModel)
         tokens = batch["tokens"]
-        beginning = jnp.array([self.start_token, self.sentinel], tokens.dtype)
-        decoder_tokens = jnp.broadcast_to(beginning, (tokens.shape[0], len(beginning)))
+        start = jnp.array([self.start_token, self.sentinel], tokens.dtype)
+        decoder_tokens = jnp.broadcast_to(start, (tokens.shape[0], len(start)))
         states = model(tokens, decoder_tokens, key=None, segment_ids=batch["segment_ids"])
         return model.logits(states[:, -1:])
 
 
-def build_token_hider(config: RunConfig, context: ExampleContext) -> TokenHider:
-    """Return how tokens are hidden from the model of a run, after the soft tokens of an adaptation.
+def build_token_masker(config: RunConfig, context: ExampleContext) -> TokenMasker:
+    """Return how tokens are masked for the model of a run, after the virtual tokens of an adaptation.
 
     Args:
         config: of the run.
@@ -156,18 +154,18 @@ def build_token_hider(config: RunConfig, context: ExampleContext) -> TokenHider:
         UserError: the tokenizer has no [MASK], sentinel or mode token, or the model predicts no tokens.
     """
     vocabulary = context.vocabulary
-    start = tuple(soft_tokens(context.placeholders).tolist())
+    start = tuple(virtual_tokens(context.num_virtual_tokens).tolist())
     if config.model.family == "encoder_decoder":
         if not vocabulary.sentinels:
             raise UserError(f"{USER}: the tokenizer has no sentinels (<extra_id_0>); set eval.likelihood=conditional")
         if config.objective is not None:
             start += config.objective.infilling_prefix(vocabulary)
-        frame = Frame(start, vocabulary.require_eos(USER))
-        return InfilledTokens(frame, vocabulary.sentinels[0], context.start_token)
+        template = SpecialTokensTemplate(start, vocabulary.require_eos(USER))
+        return InfilledTokens(template, vocabulary.sentinels[0], context.start_token)
     if not config.model.predicts_tokens:
         raise UserError(f"{USER}: this model predicts no tokens (model.outputs: {list(config.model.outputs)})")
-    frame = encoder_frame(vocabulary, USER)
-    start += frame.start
+    template = encoder_template(vocabulary, USER)
+    start += template.start
     if config.model.query_stream:
-        return PermutedTokens(replace(frame, start=start))
-    return MaskedTokens(Frame(start, frame.end), vocabulary.require_token(USER, *MASK))
+        return PermutedTokens(replace(template, start=start))
+    return MaskedTokens(SpecialTokensTemplate(start, template.end), vocabulary.require_token(USER, *MASK))
