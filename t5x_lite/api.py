@@ -119,7 +119,7 @@ class Model:
 
     @property
     def empty_context(self) -> Int[np.ndarray, "_"]:
-        """Ids that a text is scored after where nothing precedes it: `prefix_token_id`, or none if all is read."""
+        """Context of a text that is scored without a prompt: `[prefix_token_id]`; empty for pseudo-log-likelihood."""
         if self.config.scores_left_to_right:
             return np.array([self.prefix_token_id], np.int32)
         return np.zeros(0, np.int32)

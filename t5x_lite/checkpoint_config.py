@@ -20,7 +20,6 @@ class LocalCheckpointConfig(Config):
     every_steps: Int = setting(50, "steps between states that are kept", unit="steps", ge=1)
 
     def problems(self) -> Iterator[str]:
-        """See `Config`."""
         if is_remote(self.folder):
             yield f"folder {self.folder} must be on a disk of the machine; checkpoint.folder may be in a bucket"
 
@@ -53,7 +52,6 @@ class CheckpointConfig(Config):
     )
 
     def problems(self) -> Iterator[str]:
-        """See `Config`."""
         if self.local is not None and self.local.every_steps >= self.every_steps:
             yield (
                 f"local.every_steps {self.local.every_steps} is not below every_steps {self.every_steps}: such states "

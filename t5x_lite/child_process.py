@@ -1,4 +1,4 @@
-"""Processes that work for another one: they leave signals to it, and end when it ends."""
+"""Worker processes: they leave signals to the parent, and exit when it exits."""
 
 import multiprocessing
 import os

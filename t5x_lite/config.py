@@ -185,6 +185,10 @@ class RunConfig(Config):
         data = self.data.model_copy(update={"schedule": ()})
         return self.model_copy(update={"train": train, "data": data})
 
+    def replace_model(self, **settings: object) -> "RunConfig":
+        """Return the config with other settings of the model, which are not validated again."""
+        return self.model_copy(update={"model": self.model.model_copy(update=settings)})
+
     @property
     def method(self) -> AdaptationMethod:
         """The adaptation method. A run that does not adapt another one trains all of its weights."""
@@ -358,3 +362,19 @@ def changed(old: RunConfig, new: RunConfig) -> dict[str, tuple[object, object]]:
         if old_value != new_value and not key.startswith(CHANGEABLE_ON_RESUME):
             differences[key] = (old_value, new_value)
     return differences
+
+
+def describe_differences(source: RunConfig, config: RunConfig, ignored: tuple[str, ...]) -> str:
+    """Return the settings that differ between the run that a config names and its own, each with both values.
+
+    Args:
+        source: the config of the run that is named.
+        config: the config that names it. A `model.vocab` that it leaves out will be the tokenizer's, and is equal.
+        ignored: prefixes of settings that may differ.
+    """
+    differences = []
+    for key, (source_value, value) in changed(source, config).items():
+        is_left_out = key == "model.vocab" and value is None
+        if not key.startswith(ignored) and not is_left_out:
+            differences.append(f"{key} is {source_value!r} there, {value!r} here")
+    return "; ".join(differences)

@@ -115,8 +115,7 @@ def with_vocab(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
         raise UserError(
             f"model.vocab {vocab} is below the tokenizer's {tokenizer.vocab} ids; leave it out or make it larger"
         )
-    model = config.model.model_copy(update={"vocab": vocab})
-    return config.model_copy(update={"model": model})
+    return config.replace_model(vocab=vocab)
 
 
 def has_begun(config: RunConfig) -> bool:

@@ -84,7 +84,7 @@ def distillation_loss_function(
     Args:
         config: the run.
         spec: its model without the weights.
-        teacher: the teacher's, likewise.
+        teacher: the teacher's model without the weights.
         batch_shards: parts into which the rows of a batch are split over the devices.
     """
     objective = config.require_objective()
@@ -147,7 +147,9 @@ def _with_further_terms(
 def make_rollout_preparer(
     config: RunConfig, spec: ModelSpec, batch_shards: int
 ) -> Callable[[PyTree, Batch], Mapping[str, Array]]:
-    """Return the function from parameters, and prompts with answers and rewards, to the features of the loss.
+    """Return a function of parameters and of a batch of prompts, answers and rewards: the features of the policy loss.
+
+    The objective's `prepare` says which features, with their shapes.
 
     Args:
         config: the run, whose objective is a `PolicyOptimization`.

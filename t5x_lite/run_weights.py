@@ -160,8 +160,7 @@ def with_source_vocab(config: RunConfig, source: Run) -> RunConfig:
     """Return a config whose model has the size of the vocabulary of the run that it adapts, if it names none."""
     if config.model.vocab is not None:
         return config
-    model = config.model.model_copy(update={"vocab": source.config.model.vocab})
-    return config.model_copy(update={"model": model})
+    return config.replace_model(vocab=source.config.model.vocab)
 
 
 def _weight_initializer(config: RunConfig, source: Run) -> Callable[[dict[str, Array]], dict[str, Array]]:

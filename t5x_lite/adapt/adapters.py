@@ -34,7 +34,6 @@ class Bottleneck(Config):
     residual_before_ln: bool = setting(True, "r is y; false takes x")
 
     def problems(self) -> Iterator[str]:
-        """See `Config`."""
         is_connected = self.original_ln_before and not self.residual_before_ln
         if not self.original_ln_after and not is_connected:
             yield (

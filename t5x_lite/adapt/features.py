@@ -36,7 +36,6 @@ class Features(Head):
     )
 
     def problems(self) -> Iterator[str]:
-        """See `Config`."""
         if self.weight_penalty and self.mix != "softmax":
             yield f"weight_penalty is for the learnt weights of mix: softmax, not for mix: {self.mix}"
 

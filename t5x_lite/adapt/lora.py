@@ -53,7 +53,6 @@ class LoRA(AdaptationMethod):
         return not self.trainable
 
     def problems(self) -> Iterator[str]:
-        """See `Config`."""
         yield from pattern_problems("targets", self.targets)
         yield from pattern_problems("trainable", self.trainable)
 

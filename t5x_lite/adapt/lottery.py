@@ -52,7 +52,6 @@ class Lottery(AdaptationMethod):
     )
 
     def problems(self) -> Iterator[str]:
-        """See `Config`."""
         yield from pattern_problems("targets", self.targets)
 
     def prunes(self, name: str, axes: "WeightAxes") -> bool:

@@ -28,7 +28,6 @@ class Prompt(AdaptationMethod):
 
     @property
     def num_virtual_tokens(self) -> int:
-        """Return `length`."""
         return self.length
 
     def check(self, model: ModelConfig) -> None:

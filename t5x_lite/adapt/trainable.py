@@ -18,8 +18,8 @@ class TrainableSplit:
     """A split of parameters. Trees are nested dicts; where everything trains, the frozen tree is empty.
 
     Attributes:
-        first_trained_repeat: of each parameter, by dotted name, the first repeat of its stack that trains; None: it is
-            frozen.
+        first_trained_repeat: maps the dotted name of each parameter to the first repeat of its stack that trains;
+            None: all of it is frozen.
     """
 
     first_trained_repeat: Mapping[str, int | None]

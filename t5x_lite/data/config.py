@@ -178,7 +178,6 @@ class DataConfig(SourceConfig):
     prefetch: Int = setting(4, "batches built ahead", unit="batches", ge=1)
 
     def problems(self) -> Iterator[str]:
-        """See `Config`."""
         if self.files and self.mixture:
             yield "give `files` or `mixture`, not both; files=[] takes back those of a base config"
         changed = [name for name in _changed_source_settings(self) if name != "files"]

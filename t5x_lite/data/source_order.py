@@ -21,11 +21,11 @@ from t5x_lite.data.row_plan import SEARCHES_AT_ONCE, DocumentRows, RowPlan
 BLOCKS = 1024
 """Blocks of an epoch in which the length of rows changes. At most a row at each border of a block is passed over."""
 BLOCK_ORDER = 1
-"""Last word of the seed of the order of the blocks. That of the rows of stretch k is k + 2."""
+"""Last word of the seed of the order of the blocks. That of the rows of section k is k + 2."""
 
 
 @dataclass(frozen=True)
-class FixedLengthRows:
+class Section:
     """Rows of one length that a source gives one after the other.
 
     Attributes:
@@ -41,18 +41,18 @@ class FixedLengthRows:
 
 @dataclass(frozen=True)
 class _Segment:
-    """Rows of one stretch, either of whole epochs or of some blocks of an epoch.
+    """Rows of one section, either of whole epochs or of some blocks of an epoch.
 
     Attributes:
         first: the source's rows before it.
         epoch: its epoch, or the first of them.
-        stretch: number of its stretch.
+        section: number of its section.
         blocks: first row and end of its blocks, in their order; None for whole epochs.
     """
 
     first: int
     epoch: int
-    stretch: int
+    section: int
     blocks: Int64[np.ndarray, "blocks 2"] | None = None
 
 
@@ -60,12 +60,12 @@ class SourceOrder:
     """Maps n to the epoch and the row of the n-th row that a source gives.
 
     Args:
-        stretches: rows of one length each; the last is without end.
+        sections: rows of one length each; the last is without end.
         key: seed of the run, and number of the source.
     """
 
-    def __init__(self, stretches: Sequence[FixedLengthRows], key: tuple[int, int]) -> None:
-        self.stretches = stretches
+    def __init__(self, sections: Sequence[Section], key: tuple[int, int]) -> None:
+        self.sections = sections
         self.key = key
         self._segments = self._plan_segments()
         self._firsts = [segment.first for segment in self._segments]
@@ -75,11 +75,11 @@ class SourceOrder:
         position = n - segment.first
         if segment.blocks is not None:
             ends = np.cumsum(segment.blocks[:, 1] - segment.blocks[:, 0])
-            seed = (*self.key, segment.epoch, BLOCK_ORDER + 1 + segment.stretch)
+            seed = (*self.key, segment.epoch, BLOCK_ORDER + 1 + segment.section)
             shuffled = int(_permutation(int(ends[-1]), seed)[position])
             block = int(np.searchsorted(ends, shuffled, side="right"))
             return segment.epoch, int(segment.blocks[block, 1] - (ends[block] - shuffled))
-        row_count = self.stretches[segment.stretch].rows
+        row_count = self.sections[segment.section].rows
         epochs, position = divmod(position, row_count)
         epoch = segment.epoch + epochs
         return epoch, int(_permutation(row_count, (*self.key, epoch))[position])
@@ -89,18 +89,18 @@ class SourceOrder:
         first = 0
         epoch = 0
         blocks_used = 0
-        for number, stretch in enumerate(self.stretches):
-            left = stretch.drawn
+        for number, section in enumerate(self.sections):
+            left = section.drawn
             while left is None or left > 0:
-                if blocks_used == 0 and (left is None or left >= stretch.rows):
+                if blocks_used == 0 and (left is None or left >= section.rows):
                     segments.append(_Segment(first, epoch, number))
                     if left is None:
                         return segments
-                    epochs, left = divmod(left, stretch.rows)
+                    epochs, left = divmod(left, section.rows)
                     epoch += epochs
-                    first += epochs * stretch.rows
+                    first += epochs * section.rows
                     continue
-                blocks = self._shuffled_blocks(stretch, epoch)[blocks_used:]
+                blocks = self._shuffled_blocks(section, epoch)[blocks_used:]
                 ends = np.cumsum(blocks[:, 1] - blocks[:, 0])
                 drawn_rows = int(ends[-1])
                 if left is not None:
@@ -117,10 +117,10 @@ class SourceOrder:
                     blocks_used = 0
         return segments
 
-    def _shuffled_blocks(self, stretch: FixedLengthRows, epoch: int) -> Int64[np.ndarray, "blocks 2"]:
-        assert stretch.blocks is not None
+    def _shuffled_blocks(self, section: Section, epoch: int) -> Int64[np.ndarray, "blocks 2"]:
+        assert section.blocks is not None
         rng = np.random.default_rng((*self.key, epoch, BLOCK_ORDER))
-        return stretch.blocks[rng.permutation(len(stretch.blocks))]
+        return section.blocks[rng.permutation(len(section.blocks))]
 
 
 @lru_cache(maxsize=64)
@@ -132,11 +132,11 @@ def _permutation(size: int, key: tuple[int, ...]) -> grain.MapDataset:
 
 def endless_order(row_count: int, key: tuple[int, int]) -> SourceOrder:
     """Return the order of a source whose rows have one length."""
-    return SourceOrder([FixedLengthRows(row_count)], key)
+    return SourceOrder([Section(row_count)], key)
 
 
-def fixed_length_rows(row_plans: Sequence[RowPlan], drawn: Sequence[int]) -> list[FixedLengthRows]:
-    """Return the stretches of a source.
+def sections_of(row_plans: Sequence[RowPlan], drawn: Sequence[int]) -> list[Section]:
+    """Return the sections of a source.
 
     Args:
         row_plans: its rows in each stage that draws from it.
@@ -155,7 +155,7 @@ def fixed_length_rows(row_plans: Sequence[RowPlan], drawn: Sequence[int]) -> lis
         blocks = list(_divide_text(merged_plans))
     counts = [*merged_drawn[:-1], None]
     return [
-        FixedLengthRows(plan.rows, count, plan_blocks)
+        Section(plan.rows, count, plan_blocks)
         for plan, count, plan_blocks in zip(merged_plans, counts, blocks, strict=True)
     ]
 

@@ -8,7 +8,7 @@ from jaxtyping import Float64
 
 from t5x_lite.data.mixture import Interleaving, MixtureOrder
 from t5x_lite.data.row_plan import RowPlan
-from t5x_lite.data.source_order import SourceOrder, fixed_length_rows
+from t5x_lite.data.source_order import SourceOrder, sections_of
 from t5x_lite.data.stages import Stage
 
 
@@ -71,4 +71,4 @@ def _source_order(
             drawn.append(stage_counts[source])
     if not row_plans:
         return None
-    return SourceOrder(fixed_length_rows(row_plans, drawn), (seed, source))
+    return SourceOrder(sections_of(row_plans, drawn), (seed, source))

@@ -23,7 +23,6 @@ class _SentencePieceConfig(Config):
     sample_megabytes: float = setting(32.0, "amount of text that the vocabulary is trained on", unit="MB", gt=0)
 
     def problems(self) -> Iterator[str]:
-        """See `Config`."""
         repeated = [name for name, count in Counter((*self.controls, *self.symbols)).items() if count > 1]
         if repeated:
             yield f"{', '.join(repeated)}: named twice among controls and symbols; remove one"
@@ -84,7 +83,6 @@ class WordPiece(Config):
     sample_megabytes: float = setting(32.0, "amount of text that the vocabulary is trained on", unit="MB", gt=0)
 
     def problems(self) -> Iterator[str]:
-        """See `Config`."""
         if "[UNK]" not in self.controls:
             yield f"controls must hold [UNK], which words with unknown characters become; found {list(self.controls)}"
 
@@ -106,7 +104,6 @@ class Words(Config):
     sample_megabytes: float = setting(32.0, "amount of text whose words are counted", unit="MB", gt=0)
 
     def problems(self) -> Iterator[str]:
-        """See `Config`."""
         if "<unk>" not in self.controls:
             yield f"controls must hold <unk>, which other words become; found {list(self.controls)}"
 

@@ -274,7 +274,7 @@ def _compute_states(
     pool_states = POOLS[pool]
     if pool_states is None:
         return states
-    return pool_states(states, outputs.is_text(batch))
+    return pool_states(states, outputs.is_text(batch["tokens"], batch["segment_ids"]))
 
 
 def _keep_first_layers(stack: Stack, layers: int) -> None:

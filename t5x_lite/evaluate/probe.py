@@ -203,7 +203,9 @@ def _compute_pooled(
     pool_states = POOLS[pool]
     assert pool_states is not None
     states = compute_layer_states(spec, params, batch)
-    return jnp.stack([pool_states(layer_states, is_text(batch)) for layer_states in states], axis=1)
+    return jnp.stack(
+        [pool_states(layer_states, is_text(batch["tokens"], batch["segment_ids"])) for layer_states in states], axis=1
+    )
 
 
 def _compute_tokens(spec: ModelSpec, params: PyTree[Array], batch: dict[str, Array]) -> Float[Array, "b l layers d"]:

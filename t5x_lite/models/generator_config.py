@@ -23,7 +23,6 @@ class GeneratorConfig(Config):
     )
 
     def problems(self) -> Iterator[str]:
-        """See `Config`."""
         if self.embed % self.heads:
             yield f"embed {self.embed} is not a multiple of heads {self.heads}; change one of them"
 

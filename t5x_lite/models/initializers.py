@@ -46,7 +46,6 @@ class NormalInit(Initializer):
     scale_residual: bool = setting(True, "divide residual projections' deviation by sqrt(2·layers)")
 
     def embedding_std(self) -> float:
-        """Return `embedding_deviation`."""
         if self.embedding_deviation is None:
             return self.deviation
         return self.embedding_deviation
@@ -74,7 +73,6 @@ class FanInInit(Initializer):
     scale: float = setting(1.0, "factor on the variance of matrices", gt=0, source="Fedus et al. 2022, §2.4: s")
 
     def embedding_std(self) -> float:
-        """Return `embedding_deviation`."""
         return self.embedding_deviation
 
     def matrix_std(self, model: "ModelConfig", fan_in: int, *, residual: bool = False, output: bool = False) -> float:

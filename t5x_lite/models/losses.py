@@ -51,7 +51,7 @@ class LossSums:
         return cls(total=loss, loss=loss, z_loss=jnp.zeros_like(loss), correct=correct, weight=weight)
 
     def scaled(self, factor: float) -> Self:
-        """Return the term with its share of the minimised number multiplied by a factor. Its metrics stay the same."""
+        """Multiply the contribution of this term to the loss by `factor`. Its metrics do not change."""
         return replace(self, total=factor * self.total)
 
     def __add__(self, other: "LossSums") -> "LossSums":
@@ -274,7 +274,11 @@ def _number_of_chunks(length: int, settings: LossSettings) -> int:
 
 
 def _split_length(arrays: Arrays, chunks: int) -> Arrays:
-    """Deal the tokens out to the chunks, so that each chunk has tokens of every device that shares a row."""
+    """Interleave the tokens over the chunks, so that each chunk has tokens of every device that shares a row.
+
+    Returns:
+        `[chunks, b, l / chunks, …]` of every array `[b, l, …]`.
+    """
 
     def split(x: Array) -> Array:
         batch, length, *features = x.shape

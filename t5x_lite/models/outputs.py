@@ -48,9 +48,9 @@ def pool_last(states: Float[Array, "b l d"], included: Bool[Array, "b l"]) -> Fl
     return _state_at(states, included.shape[1] - 1 - included[:, ::-1].argmax(1))
 
 
-def is_text(batch: dict[str, Array]) -> Bool[Array, "b l"]:
+def is_text(tokens: Int[Array, "b l"], segment_ids: Int[Array, "b l"]) -> Bool[Array, "b l"]:
     """Return which positions hold tokens of the text: not padding, and not soft prompts, whose ids are negative."""
-    return (batch["segment_ids"] > 0) & (batch["tokens"] >= 0)
+    return (segment_ids > 0) & (tokens >= 0)
 
 
 def pool_mean(states: Float[Array, "b l d"], included: Bool[Array, "b l"]) -> Float[Array, "b d"]:
@@ -219,7 +219,7 @@ class TaskOutput(nnx.Module):
                 mixer_key = jax.random.fold_in(key, 2)
             states, _ = self.mixer(states, segment_ids, key=mixer_key)
         if self.pool != "none":
-            states = POOLS[self.pool](states, (segment_ids > 0) & (tokens >= 0))
+            states = POOLS[self.pool](states, is_text(tokens, segment_ids))
         if self.pooler is not None:
             states = self.activation(self.pooler(states))
         if self.normalize:

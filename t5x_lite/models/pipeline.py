@@ -43,12 +43,12 @@ def run_pipeline(
     count = microbatch_count(microbatches, batch, stages)
 
     def split_batch(array: Array) -> Array:
-        """Return `[count, batch / count, …]`, dealt out so that every shard of the batch keeps its own rows."""
-        dealt = jnp.moveaxis(array.reshape(batch // count, count, *array.shape[1:]), 1, 0)
+        """Interleave rows over `[count, batch / count, …]`, so that every shard of the batch keeps its own."""
+        interleaved = jnp.moveaxis(array.reshape(batch // count, count, *array.shape[1:]), 1, 0)
         axes: list[str | None] = [None] * (array.ndim - 1)
         if array.ndim == 3:
             axes = ["residual_length", None]
-        return constrain(dealt, None, "batch", *axes)
+        return constrain(interleaved, None, "batch", *axes)
 
     def by_stage(array: Array) -> Array:
         return array.reshape(stages, -1, *array.shape[1:])

@@ -35,7 +35,7 @@ class ModelSpec:
     Attributes:
         graph: the modules without their arrays.
         axes: `WeightAxes` of every parameter, as a nested dict.
-        shapes: shape and type of every parameter, likewise.
+        shapes: shape and type of every parameter, as a nested dict.
         character_ids: the characters of every token, of a model with `characters`.
     """
 

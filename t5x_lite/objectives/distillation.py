@@ -22,7 +22,7 @@ TOKEN_WEIGHTS = "token_weights"
 class Distillation(Config):
     """Distillation from a teacher, whose weights are frozen.
 
-    The number that is minimised is `soft`·soft targets + `hard`·objective + `cosine`·states. Each is a mean over its
+    The loss is `soft`·soft targets + `hard`·objective + `cosine`·states. Each is a mean over its
     tokens.
     """
 

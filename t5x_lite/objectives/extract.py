@@ -16,8 +16,6 @@ from t5x_lite.objectives.supervised import Record, Supervised, TaskTokenizer, te
 from t5x_lite.schema import Int as IntSetting
 from t5x_lite.schema import setting
 
-MASK_PENALTY = 1e9
-"""Subtracted from the scores of tokens that cannot begin or end an answer."""
 NO_SPAN = (-1, -1)
 """First and last token of an answer that is not in the context."""
 UNANSWERABLE = "unanswerable"
@@ -95,9 +93,13 @@ class Extract(Supervised):
 
     def scores(self, model: TaskModel, batch: Batch, key: DropoutKey = None) -> dict[str, Array]:
         """Return the scores of each token as the first and as the last of the answer."""
+        import jax.numpy as jnp
+
+        from t5x_lite.models.vectors import MASKED_SCORE
+
         token_scores = model.head(text_states(model, batch, key), key)
-        penalty = MASK_PENALTY * (1 - batch["allowed"])
-        return {"start": token_scores[..., 0] - penalty, "end": token_scores[..., 1] - penalty}
+        scores = jnp.where(batch["allowed"][..., None] > 0, token_scores, MASKED_SCORE)
+        return {"start": scores[..., 0], "end": scores[..., 1]}
 
     def loss(self, model: TaskModel, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, LossSums]:
         """Return the mean of the cross-entropies of the first and of the last token over all tokens of the window."""

@@ -24,7 +24,7 @@ from t5x_lite.planner.compile import compile_train_step
 from t5x_lite.planner.example import example_lengths
 from t5x_lite.planner.figures import CompiledFigures, ModelledFigures
 from t5x_lite.planner.memory import modelled_memory
-from t5x_lite.planner.remat_choice import SHARE_OF_MEMORY, choose_remat, with_remat
+from t5x_lite.planner.remat_choice import SHARE_OF_MEMORY, choose_remat
 from t5x_lite.planner.roofline import roofline_bounds
 from t5x_lite.planner.topology import Pod, find_pod
 from t5x_lite.planner.workload import Workload
@@ -123,7 +123,7 @@ def make_plan(config: RunConfig, topology: str, slices: int = 1, pod: Pod | None
     first = choose_remat(config, mesh, pod.platform, available_bytes)
 
     def plan_policy(policy: RematPolicy) -> Plan:
-        return _plan_policy(with_remat(config, policy), mesh, pod, topology, slices)
+        return _plan_policy(config.replace_model(remat=policy), mesh, pod, topology, slices)
 
     plan = plan_least_recomputation(plan_policy, first, available_bytes, pod)
     return replace(plan, requested_remat="auto")

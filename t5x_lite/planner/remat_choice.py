@@ -27,15 +27,10 @@ SMALLEST_VOCAB = 256
 """Tokens of the vocabulary while it is not known: that of a tokenizer that is still to be loaded."""
 
 
-def with_remat(config: RunConfig, policy: RematPolicy) -> RunConfig:
-    """Return the config with a policy of rematerialisation."""
-    return config.model_copy(update={"model": config.model.model_copy(update={"remat": policy})})
-
-
 def with_assumed_vocab(config: RunConfig) -> RunConfig:
     """Return the config with a vocabulary: the model's, else that of the tokenizer's settings, else the smallest."""
     vocab = config.model.vocab or getattr(config.tokenizer, "vocab", SMALLEST_VOCAB)
-    return config.model_copy(update={"model": config.model.model_copy(update={"vocab": vocab})})
+    return config.replace_model(vocab=vocab)
 
 
 def choose_remat(config: RunConfig, mesh: Mesh, platform: str, available_bytes: float) -> RematPolicy:
@@ -48,13 +43,13 @@ def choose_remat(config: RunConfig, mesh: Mesh, platform: str, available_bytes: 
         available_bytes: bytes of a device that the step may take.
     """
     config = with_assumed_vocab(config.of_stage(config.largest_stage))
-    config = with_remat(config, "full")
+    config = config.replace_model(remat="full")
     spec = model_spec(config.model, config.method.surgery)
     lengths = example_lengths(config)
     with jax.set_mesh(mesh):
         state = make_steps(config, spec, mesh).state
     for policy in LEAST_RECOMPUTATION_FIRST:
-        workload = Workload(with_remat(config, policy), spec, lengths, mesh)
+        workload = Workload(config.replace_model(remat=policy), spec, lengths, mesh)
         if cautious_bytes(modelled_memory(workload, state, platform)) <= available_bytes:
             return policy
     return "full"
@@ -79,7 +74,7 @@ def resolve_remat(config: RunConfig) -> RunConfig:
         policies = get_args(RematPolicy)
         number = np.int32(policies.index(policy))
         policy = policies[int(multihost_utils.broadcast_one_to_all(number))]
-    return with_remat(config, policy)
+    return config.replace_model(remat=policy)
 
 
 def _available_bytes(mesh: Mesh, device_kind: str) -> float:

@@ -99,5 +99,5 @@ def _pooled(module: Callable[..., Array], batch: dict[str, Array]) -> Float[Arra
     states = module(batch["tokens"], **where).astype(jnp.float32)
     head = getattr(module, "head", None)
     if head is None:
-        return pool_mean(states, is_text(batch))
+        return pool_mean(states, is_text(batch["tokens"], batch["segment_ids"]))
     return head.pooled(states, batch["tokens"], batch["segment_ids"])

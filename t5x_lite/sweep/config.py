@@ -83,7 +83,6 @@ class SweepConfig(Config):
     launch: LaunchConfig = setting(LaunchConfig(), "options of the launchers")
 
     def problems(self) -> Iterator[str]:
-        """See `Config`."""
         if self.where in {"gke", "tpu_vm"} and not (self.dir and is_remote(self.dir)):
             yield (
                 f"`where` {self.where} needs `dir` in a bucket, such as gs://BUCKET/sweeps/NAME, which all machines "

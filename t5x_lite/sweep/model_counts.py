@@ -58,8 +58,7 @@ def with_known_vocab(config: RunConfig) -> RunConfig:
     vocab = config.model.vocab or getattr(config.tokenizer, "vocab", None)
     if vocab is None:
         raise UserError("a sweep counts parameters before it loads a tokenizer: give model.vocab under `set`")
-    model = config.model.model_copy(update={"vocab": vocab})
-    return config.model_copy(update={"model": model})
+    return config.replace_model(vocab=vocab)
 
 
 @cache

@@ -129,6 +129,6 @@ def _accumulate_in_replicas(
 
 
 def _split_rows(array: Array, microbatches: int) -> Array:
-    """Deal the rows out to the microbatches, so that every device keeps its own rows: `[microbatches, rows, ...]`."""
+    """Interleave rows over `[microbatches, rows / microbatches, …]`, so that every device keeps its own."""
     rows = array.reshape(-1, microbatches, *array.shape[1:])
     return jnp.moveaxis(rows, 1, 0)

@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from t5x_lite import config as configuration
 from t5x_lite.checkpoint import JsonObject
-from t5x_lite.config import RunConfig
+from t5x_lite.config import BranchConfig, RunConfig
 from t5x_lite.data.stages import Stage
 from t5x_lite.errors import UserError
 from t5x_lite.run_dir import open_run
@@ -19,24 +19,24 @@ CHANGEABLE_ON_BRANCH = ("optimizer.schedule", "train.steps", "train.allow_change
 """Settings that may differ from those of the run that is continued; see `_check_stages` for `data.schedule`."""
 
 
-def check_branch(config: RunConfig) -> None:
+def check_branch(config: RunConfig, branch: BranchConfig) -> None:
     """Refuse a branch that its source cannot have, before its data are opened.
 
     Raises:
         UserError: the runs differ in more than schedule and length, or `branch.step` is not below `train.steps`.
     """
-    assert config.branch is not None
-    run = open_run(config.branch.source)
-    _check_config(config, run.config)
-    if config.branch.step is not None:
-        _check_step(config, config.branch.step)
+    run = open_run(branch.source)
+    _check_config(config, branch, run.config)
+    if branch.step is not None:
+        _check_step(config, branch, branch.step)
 
 
-def restore_branch(config: RunConfig, state: PyTree) -> tuple[int, PyTree, JsonObject]:
+def restore_branch(config: RunConfig, branch: BranchConfig, state: PyTree) -> tuple[int, PyTree, JsonObject]:
     """Load the checkpoint that `branch` names.
 
     Args:
         config: the run that branches off.
+        branch: where it does.
         state: shapes and shardings of the state.
 
     Returns:
@@ -46,46 +46,37 @@ def restore_branch(config: RunConfig, state: PyTree) -> tuple[int, PyTree, JsonO
         UserError: the checkpoint is missing or damaged, its step is not below `train.steps`, or is not named although
             the source goes on; the runs differ in more than schedule and length.
     """
-    assert config.branch is not None
-    run = open_run(config.branch.source)
-    _check_config(config, run.config)
+    run = open_run(branch.source)
+    _check_config(config, branch, run.config)
     with closing(run.checkpoints) as checkpoints:
-        restored = checkpoints.restore(state, config.branch.step)
+        restored = checkpoints.restore(state, branch.step)
     if restored is None:
-        raise UserError(f"branch.from {config.branch.source}: has no checkpoint yet; train it first")
+        raise UserError(f"branch.from {branch.source}: has no checkpoint yet; train it first")
     step = restored[0]
-    if config.branch.step is None and step < run.config.train.steps:
+    if branch.step is None and step < run.config.train.steps:
         raise UserError(
-            f"branch.from {config.branch.source}: is at step {step} of {run.config.train.steps}, and its newest "
+            f"branch.from {branch.source}: is at step {step} of {run.config.train.steps}, and its newest "
             "checkpoint may be another one when this run starts again; name one by branch.step"
         )
-    _check_step(config, step)
-    _check_stages(config, run.config, step)
+    _check_step(config, branch, step)
+    _check_stages(config, branch, run.config, step)
     return restored
 
 
-def _check_config(config: RunConfig, source: RunConfig) -> None:
+def _check_config(config: RunConfig, branch: BranchConfig, source: RunConfig) -> None:
     """Check that two runs differ in no more than schedule and length, or raise UserError."""
-    assert config.branch is not None
-    differences = []
-    for key, (source_value, value) in configuration.changed(source, config).items():
-        is_unknown = key == "model.vocab" and value is None  # it will be the tokenizer's, whose settings are compared
-        if not key.startswith(CHANGEABLE_ON_BRANCH) and not is_unknown:
-            differences.append(f"{key} is {source_value!r} there, {value!r} here")
+    differences = configuration.describe_differences(source, config, CHANGEABLE_ON_BRANCH)
     if differences:
-        raise UserError(f"branch.from {config.branch.source}: is the run of another config: {'; '.join(differences)}")
+        raise UserError(f"branch.from {branch.source}: is the run of another config: {differences}")
 
 
-def _check_step(config: RunConfig, step: int) -> None:
+def _check_step(config: RunConfig, branch: BranchConfig, step: int) -> None:
     """Check that a branch off a step has steps of its own, or raise UserError."""
-    assert config.branch is not None
     if step >= config.train.steps:
-        raise UserError(
-            f"branch.from {config.branch.source}: step {step} leaves nothing of train.steps {config.train.steps}"
-        )
+        raise UserError(f"branch.from {branch.source}: step {step} leaves nothing of train.steps {config.train.steps}")
 
 
-def _check_stages(config: RunConfig, source: RunConfig, step: int) -> None:
+def _check_stages(config: RunConfig, branch: BranchConfig, source: RunConfig, step: int) -> None:
     """Check that both runs have the same batches until a step.
 
     An epoch in which the length of the rows changes has another order from its beginning (see `data.source_order`), so
@@ -94,10 +85,9 @@ def _check_stages(config: RunConfig, source: RunConfig, step: int) -> None:
     Raises:
         UserError: they do not.
     """
-    assert config.branch is not None
     past = [_describe_stage(stage) for stage in config.stages if stage.first_step < step]
     source_past = [_describe_stage(stage) for stage in source.stages if stage.first_step < step]
-    subject = f"branch.from {config.branch.source}: data.schedule"
+    subject = f"branch.from {branch.source}: data.schedule"
     if past != source_past:
         raise UserError(
             f"{subject} differs from that of the source before step {step}, where this run branches off; let the "

@@ -1,6 +1,8 @@
 """FLOPs of training by formula, the numerator of MFU."""
 
 import math
+from dataclasses import dataclass
+from functools import partial
 
 from t5x_lite.adapt.trainable import TrainableSplit
 from t5x_lite.models.config import ModelConfig
@@ -99,32 +101,54 @@ def _flops_per_weight(shape: tuple[int, ...], first_trained: int | None, *, has_
     return flops
 
 
+@dataclass(frozen=True)
+class _StackCost:
+    """A stack of layers, and what it reads of a text.
+
+    Attributes:
+        model: whose pattern the layers repeat.
+        layers: number of them.
+        tokens: length of the text.
+        causal: tokens attend to earlier ones alone.
+        streams: queries per token; more than 1 in two-stream attention.
+    """
+
+    model: ModelConfig
+    layers: int
+    tokens: int
+    causal: bool
+    streams: float = 1.0
+
+
+def _stacks(model: ModelConfig, lengths: ExampleLengths) -> list[_StackCost]:
+    if model.family == "electra":
+        return [*_stacks(model.discriminator_model, lengths), *_stacks(model.generator_model, lengths)]
+    streams = 1 + lengths.query_stream / lengths.tokens
+    stacks = [_StackCost(model, model.layers, lengths.tokens, causal=model.family == "decoder", streams=streams)]
+    if model.family == "encoder_decoder":
+        stacks.append(_StackCost(model.decoder_model, model.decoder_layers, lengths.targets, causal=True))
+    return stacks
+
+
 def attention_flops_per_text(model: ModelConfig, lengths: ExampleLengths, *, causal_half: bool) -> float:
     """Return the FLOPs, forward and backward, of the scores of attention and of the sums of values."""
-    if model.family == "electra":
-        discriminator_flops = attention_flops_per_text(model.discriminator_model, lengths, causal_half=causal_half)
-        return discriminator_flops + attention_flops_per_text(model.generator_model, lengths, causal_half=causal_half)
-
-    def channel_pairs(model: ModelConfig, layers: int, length: int, *, causal: bool) -> float:
-        """Return pairs of positions times channels of a head, of which values may have others than queries."""
-
-        def of_layer(layer: LayerConfig) -> float:
-            if not isinstance(layer.mixer, SelfAttention):
-                return 0.0
-            pairs = layer.attention.pairs(length, causal=causal and causal_half)
-            return _channels_of_pair(model, layer.mixer) * pairs
-
-        return layers * model.mean_over_layers(of_layer)
-
-    flops_per_channel = ATTENTION_FLOPS * model.heads
-    if model.family == "decoder":
-        return flops_per_channel * channel_pairs(model, model.layers, lengths.tokens, causal=True)
-    all_pairs = channel_pairs(model, model.layers, lengths.tokens, causal=False)
-    all_pairs *= 1 + lengths.query_stream / lengths.tokens
+    flops = sum(_self_attention_flops(stack, causal_half=causal_half) for stack in _stacks(model, lengths))
     if model.family == "encoder_decoder":
-        all_pairs += channel_pairs(model.decoder_model, model.decoder_layers, lengths.targets, causal=True)
-        all_pairs += model.head_dim * model.decoder_layers * lengths.targets * lengths.tokens
-    return flops_per_channel * all_pairs
+        pairs = model.decoder_layers * lengths.targets * lengths.tokens
+        flops += ATTENTION_FLOPS * model.heads * model.head_dim * pairs
+    return flops
+
+
+def _self_attention_flops(stack: _StackCost, *, causal_half: bool) -> float:
+    def channel_pairs(layer: LayerConfig) -> float:
+        """Return pairs of positions times channels of a head, of which values may have others than queries."""
+        if not isinstance(layer.mixer, SelfAttention):
+            return 0.0
+        pairs = layer.attention.pairs(stack.tokens, causal=stack.causal and causal_half)
+        return _channels_of_pair(stack.model, layer.mixer) * pairs
+
+    flops_per_channel = ATTENTION_FLOPS * stack.model.heads * stack.streams
+    return flops_per_channel * stack.layers * stack.model.mean_over_layers(channel_pairs)
 
 
 def _channels_of_pair(model: ModelConfig, mixer: SelfAttention) -> float:
@@ -152,13 +176,13 @@ def _memory_flops(model: ModelConfig, lengths: ExampleLengths) -> float:
 
 def _scan_flops(model: ModelConfig, lengths: ExampleLengths) -> float:
     """Return the FLOPs, forward and backward, of mixers other than attention beside their matrices."""
-    if model.family == "electra":
-        return _scan_flops(model.discriminator_model, lengths) + _scan_flops(model.generator_model, lengths)
+    forward_flops = 0.0
+    for stack in _stacks(model, lengths):
+        forward_flops += (
+            stack.layers * stack.tokens * stack.model.mean_over_layers(partial(_layer_scan_flops, stack.model))
+        )
+    return 3 * forward_flops
 
-    def of_layer(layer: LayerConfig) -> float:
-        return layer.mixer.scan_flops(model) if isinstance(layer.mixer, StateMixer) else 0.0
 
-    flops_per_text = model.layers * lengths.tokens * model.mean_over_layers(of_layer)
-    if model.family == "encoder_decoder":
-        flops_per_text += model.decoder_layers * lengths.targets * model.decoder_model.mean_over_layers(of_layer)
-    return 3 * flops_per_text
+def _layer_scan_flops(model: ModelConfig, layer: LayerConfig) -> float:
+    return layer.mixer.scan_flops(model) if isinstance(layer.mixer, StateMixer) else 0.0

@@ -1,4 +1,4 @@
-"""The job that a run is: its config, devices and data, opened and checked before anything is written."""
+"""A job: the config, devices and data of a run, opened and checked before anything is written."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -103,7 +103,7 @@ def _check_first_state(config: RunConfig) -> None:
         UserError: with the settings that differ.
     """
     if config.branch is not None:
-        check_branch(config)
+        check_branch(config, config.branch)
     if config.method.rewinds:
         check_rewind(config)
     elif config.adapt is not None:

@@ -101,14 +101,11 @@ def _dense_run(run: Run) -> Run:
 
 
 def _check_same_config(dense: Run, config: RunConfig) -> None:
-    differences = []
-    for key, (dense_value, value) in configuration.changed(dense.config, config).items():
-        # The tokenizer is that of the dense run.
-        if not key.startswith(("adapt", "tokenizer")):
-            differences.append(f"{key} is {dense_value!r} there, {value!r} here")
+    # The tokenizer is that of the dense run.
+    differences = configuration.describe_differences(dense.config, config, ("adapt", "tokenizer"))
     if differences:
         raise UserError(
-            f"adapt.method lottery: {dense.config.run_dir} is the run of another config: {'; '.join(differences)}; a "
+            f"adapt.method lottery: {dense.config.run_dir} is the run of another config: {differences}; a "
             "round of pruning has the config of the dense run, with another run_dir and `adapt`"
         )
 

@@ -106,7 +106,7 @@ class StateStore:
         if self._local is not None:
             self._local.delete_after(0 if restored is None else restored[0])
         if restored is None and self._config.branch is not None:
-            restored = restore_branch(self._config, state_shapes)
+            restored = restore_branch(self._config, self._config.branch, state_shapes)
             source = self._config.branch.source
         if restored is None:
             progress, state = self._first_state()

@@ -42,8 +42,9 @@ class Steps:
     Attributes:
         train: maps a state, which it consumes, and a batch to the next state and a dict of metrics.
         evaluate: maps a pair of trained and frozen parameters and a batch to the terms of the loss.
-        create_state: returns the state of step 0, with fresh weights, without those of a teacher.
-        create_state_from: returns the state of step 0 with the given weights, the whole tree of the model, likewise.
+        create_state: returns the state of step 0 with fresh weights; without those of a teacher.
+        create_state_from: returns the state of step 0 with the given weights, the whole tree of the model; without
+            those of a teacher.
         join: returns the whole tree of weights from its trained and its frozen parameters.
         state: shapes and shardings of the state.
     """

@@ -1,4 +1,4 @@
-"""The number that a run minimises: the sum of the means of the loss's terms, over all microbatches of a batch."""
+"""The training loss: the sum of its terms, each a weighted mean over all microbatches of a batch."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The end of a process that hangs."""
+"""A watchdog that ends a process that makes no progress."""
 
 import faulthandler
 import sys
@@ -10,7 +10,7 @@ FIRST_PROCESS_DELAY = 5
 
 
 class Watchdog:
-    """Ends the process, with the stack of every thread, if nothing happens for some time.
+    """Ends the process, and prints the stack of every thread, if nothing happens for some time.
 
     Args:
         minutes: the time; None waits forever.
@@ -24,10 +24,10 @@ class Watchdog:
                 self._seconds += FIRST_PROCESS_DELAY
 
     def reset(self) -> None:
-        """Begin the time anew, because something has happened."""
+        """Restart the timer, because something has happened."""
         if self._seconds is not None:
             faulthandler.dump_traceback_later(self._seconds, exit=True, file=sys.__stderr__ or sys.stderr)
 
     def stop(self) -> None:
-        """Expect nothing until the next `reset`."""
+        """Stop the timer until the next `reset`."""
         faulthandler.cancel_dump_traceback_later()

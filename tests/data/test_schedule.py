@@ -16,7 +16,7 @@ from t5x_lite.data.config import DataConfig
 from t5x_lite.data.mixture import Interleaving
 from t5x_lite.data.open_data import open_data
 from t5x_lite.data.pipeline import ExampleBuilder, TrainingRows, training_batch
-from t5x_lite.data.source_order import FixedLengthRows, SourceOrder, fixed_length_rows
+from t5x_lite.data.source_order import Section, SourceOrder, sections_of
 from t5x_lite.data.stage_orders import StageRows, stage_orders
 from t5x_lite.data.stages import Stage, stage_number, tokens_until
 from t5x_lite.data.training_data import PipelineSettings
@@ -148,7 +148,7 @@ def test_sentences_are_read_once_in_an_epoch_in_which_the_length_changes() -> No
     corpus = corpus_of_parts(*SENTENCE_LENGTHS)
     plans = [rows_of(corpus, objective, context(length, size=2000), **settings) for length in (16, 64)]
     drawn = plans[0].rows // 3
-    order = SourceOrder(fixed_length_rows(plans, [drawn, 0]), (0, 0))
+    order = SourceOrder(sections_of(plans, [drawn, 0]), (0, 0))
     read = Counter[int]()
     n = 0
     while order[n][0] == 0:
@@ -166,15 +166,15 @@ def test_sentences_are_read_once_in_an_epoch_in_which_the_length_changes() -> No
 def test_rows_of_whole_documents_go_on_in_one_order_at_another_length() -> None:
     corpus = InMemoryCorpus(*range(3, 60))
     plans = [rows_of(corpus, Causal(), context(length), packing="none") for length in (8, 32)]
-    order = SourceOrder(fixed_length_rows(plans, [20, 0]), (0, 0))
+    order = SourceOrder(sections_of(plans, [20, 0]), (0, 0))
     assert sorted(order[n] for n in range(57)) == [(0, row) for row in range(57)]
 
 
 def test_an_epoch_ends_where_its_last_block_is_begun_and_the_length_changes() -> None:
     """Four blocks of two short rows or of one long row: the eighth short row is passed over."""
     ends = np.arange(1, 5)
-    short = FixedLengthRows(8, 7, np.stack([2 * ends - 2, 2 * ends], 1))
-    long = FixedLengthRows(4, None, np.stack([ends - 1, ends], 1))
+    short = Section(8, 7, np.stack([2 * ends - 2, 2 * ends], 1))
+    long = Section(4, None, np.stack([ends - 1, ends], 1))
     order = SourceOrder([short, long], (0, 0))
     first = [order[n] for n in range(7)]
     assert {epoch for epoch, _ in first} == {0}

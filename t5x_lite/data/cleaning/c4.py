@@ -29,7 +29,6 @@ class C4(TextFilter):
     bad_words: str = setting("", "file of words, one a line, that drop a page; C4 took LDNOOBW's list of bad words")
 
     def check(self) -> None:
-        """See `TextFilter`."""
         _bad_words.cache_clear()  # the file may have changed since another corpus was cleaned
         if self.bad_words:
             _bad_words(self.bad_words)

@@ -40,7 +40,6 @@ class Decontaminate(TextFilter):
     action: Literal["report", "drop"] = setting("drop", "drop documents that overlap, or only report them")
 
     def check(self) -> None:
-        """See `TextFilter`."""
         read_sets.cache_clear()  # the files may have changed since another corpus was cleaned
         if not any(evaluation_set.ngrams for evaluation_set in read_sets(self).values()):
             files = ", ".join(self.files)
@@ -51,7 +50,6 @@ class Decontaminate(TextFilter):
         return hash_files(self.files, "decontaminate.files in data.cleaning")
 
     def apply(self, text: str) -> FilteredText:
-        """See `TextFilter`."""
         overlaps = find_overlaps(self, text)
         if overlaps and self.action == "drop":
             return FilteredText(text, "evaluation_overlap", overlaps=overlaps)

@@ -15,7 +15,6 @@ class Exact(Deduplication):
 
     @property
     def numbers(self) -> int:
-        """See `Deduplication`."""
         return DIGEST_BYTES // 4
 
     def fingerprint(self, text: str) -> UInt32[np.ndarray, "numbers"]:
@@ -24,7 +23,6 @@ class Exact(Deduplication):
         return np.frombuffer(hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest(), np.uint32)
 
     def build_index(self) -> DuplicateIndex:
-        """See `Deduplication`."""
         return _SeenTexts()
 
 
@@ -33,7 +31,6 @@ class _SeenTexts:
         self._digests: set[bytes] = set()
 
     def add(self, fingerprints: UInt32[np.ndarray, "documents numbers"]) -> Bool[np.ndarray, "documents"]:
-        """See `DuplicateIndex`."""
         is_duplicate = np.zeros(len(fingerprints), np.bool_)
         for number, fingerprint in enumerate(fingerprints):
             digest = fingerprint.tobytes()

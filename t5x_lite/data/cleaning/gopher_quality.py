@@ -26,7 +26,6 @@ class GopherQuality(TextFilter):
     stop_words: Strings = setting(("the", "be", "to", "of", "and", "that", "have", "with"), "the stop words")
 
     def problems(self) -> Iterator[str]:
-        """See `Config`."""
         if self.min_words > self.max_words:
             yield f"min_words is {self.min_words}, but max_words {self.max_words}"
         if self.min_mean_word_length > self.max_mean_word_length:
@@ -35,7 +34,6 @@ class GopherQuality(TextFilter):
             yield f"min_stop_words is {self.min_stop_words}, but stop_words has {len(set(self.stop_words))}"
 
     def apply(self, text: str) -> FilteredText:
-        """See `TextFilter`."""
         words = text.split()
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         rule = self._broken_rule_of_words(words) or self._broken_rule_of_signs(text, words, lines)

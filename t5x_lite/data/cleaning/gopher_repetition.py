@@ -24,7 +24,6 @@ class GopherRepetition(TextFilter):
     ngrams: bool = setting(True, "apply the limits of n-grams of 2 to 10 words", source="Rae et al. 2021, table A1")
 
     def apply(self, text: str) -> FilteredText:
-        """See `TextFilter`."""
         return FilteredText(text, self._broken_rule(text))
 
     def _broken_rule(self, text: str) -> str:

@@ -22,7 +22,6 @@ class Language(TextFilter):
     min_probability: float = setting(0.65, "smallest probability of the language", ge=0, le=1)
 
     def check(self) -> None:
-        """See `TextFilter`."""
         require_library("data.cleaning: language", "py3langid", "cleaning")
         known = _identifier().labels
         for language in self.languages:
@@ -31,7 +30,6 @@ class Language(TextFilter):
                 raise UserError(f"data.cleaning: language {language!r} is not known to py3langid{hint}")
 
     def apply(self, text: str) -> FilteredText:
-        """See `TextFilter`."""
         language, probability = _identifier().classify(text[:IDENTIFIED_CHARACTERS])
         if language not in self.languages:
             return FilteredText(text, "other_language")

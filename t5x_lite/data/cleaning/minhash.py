@@ -34,11 +34,9 @@ class MinHashLSH(Deduplication):
 
     @property
     def numbers(self) -> int:
-        """See `Deduplication`."""
         return self.permutations
 
     def check(self) -> None:
-        """See `Deduplication`."""
         require_library("data.cleaning: minhash", "datasketch", "cleaning")
 
     def fingerprint(self, text: str) -> UInt32[np.ndarray, "numbers"]:
@@ -48,7 +46,6 @@ class MinHashLSH(Deduplication):
         return np.asarray(minhash.hashvalues, np.uint32)
 
     def build_index(self) -> DuplicateIndex:
-        """See `Deduplication`."""
         return _SimilarTexts(self.threshold, self.permutations)
 
 
@@ -78,7 +75,6 @@ class _SimilarTexts:
         self._retained: list[np.ndarray] = []
 
     def add(self, fingerprints: UInt32[np.ndarray, "documents numbers"]) -> Bool[np.ndarray, "documents"]:
-        """See `DuplicateIndex`."""
         from datasketch import LeanMinHash
 
         is_duplicate = np.zeros(len(fingerprints), np.bool_)

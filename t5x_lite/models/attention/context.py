@@ -153,8 +153,9 @@ class QueryStream:
     """The tokens of each row that two-stream attention predicts (XLNet: Yang et al. 2019, §2.3).
 
     Attributes:
-        predicted: their places in the row, `[b, p]`.
-        slots: for each place of the row, the number of a state of the stream; any where none is for the place.
+        predicted: their positions in the row, `[b, p]`.
+        slots: for each position of the row, the index of its state in the stream, `[b, l]`; arbitrary where it has
+            none.
     """
 
     predicted: Int[Array, "b p"]

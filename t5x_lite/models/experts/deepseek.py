@@ -28,12 +28,10 @@ class DeepSeek(GroupLimited):
 
     @property
     def is_normalized(self) -> bool:
-        """Return True."""
         return True
 
     @property
     def bias_update_rate(self) -> float | None:
-        """Return `update`."""
         return self.update
 
     def choose_experts(

@@ -25,7 +25,6 @@ class GroupLimited(Router):
 
     @property
     def choices(self) -> int:
-        """Return `k`."""
         return self.k
 
     @property

@@ -15,7 +15,6 @@ class GShard(Router):
 
     @property
     def choices(self) -> int:
-        """Return 2."""
         return 2
 
     def choose_experts(

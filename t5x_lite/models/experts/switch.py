@@ -21,7 +21,6 @@ class Switch(Router):
 
     @property
     def choices(self) -> int:
-        """Return 1."""
         return 1
 
     def perturb(self, x: Float[Array, "b l d"], key: Array | None) -> Float[Array, "b l d"]:

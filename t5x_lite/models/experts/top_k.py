@@ -20,12 +20,10 @@ class TopK(GroupLimited):
 
     @property
     def has_logit_bias(self) -> bool:
-        """Return `bias`."""
         return self.bias
 
     @property
     def is_normalized(self) -> bool:
-        """Return `normalize`."""
         return self.normalize
 
     def choose_experts(

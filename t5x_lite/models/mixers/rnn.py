@@ -26,7 +26,6 @@ class RNN(Recurrent):
 
     @property
     def has_input_matrix(self) -> bool:
-        """Return `input_matrix`."""
         return self.input_matrix
 
     def step(

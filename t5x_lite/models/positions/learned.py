@@ -31,7 +31,6 @@ class Learned(PositionEncoding):
 
     @property
     def max_length_setting(self) -> str:
-        """Return `length`."""
         return "model.positions.learned.length"
 
     def init_parameters(self, model: "ModelConfig", rngs: "nnx.Rngs") -> dict[str, "nnx.Module | nnx.Param"]:

@@ -25,7 +25,7 @@ class OptimizerMethod(Config):
     supports_mup: ClassVar[bool] = False
     """The learning rates of maximal update parametrisation hold for this algorithm."""
     averages_weights: ClassVar[bool] = False
-    """`average` returns one."""
+    """`average` returns a transformation that averages the weights."""
 
     @abstractmethod
     def transformations(

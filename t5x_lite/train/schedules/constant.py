@@ -12,7 +12,6 @@ class Constant(Schedule):
     has_end: ClassVar[bool] = False
 
     def factor(self, count: Array, horizon: Horizon) -> Array:
-        """Return 1."""
         import jax.numpy as jnp
 
         return jnp.ones_like(count)

@@ -19,7 +19,6 @@ class WarmupStableDecay(Schedule):
 
     @property
     def decay_share(self) -> float | None:
-        """Return `decay`."""
         return self.decay
 
     def warmup_problems(self, warmup_steps: int, steps: int) -> Iterator[str]:
