@@ -40,14 +40,14 @@ class RowRule:
 
     @property
     def capacity(self) -> tuple[int, ...]:
-        """Room of a row, of every kind that `sizes` counts."""
+        """Room of a row, of every kind that `packed_sizes` counts."""
         if self.data.packing in {"documents", "none"}:
-            return self.objective.capacity(self.context)
+            return self.objective.row_capacity(self.context)
         return (self.length,)
 
     def sizes(self, part_lengths: Int64[np.ndarray, "documents parts"]) -> Int64[np.ndarray, "documents kinds"]:
         """Return the room that documents take whose parts have these lengths."""
-        return self.objective.sizes(part_lengths, self.context).astype(np.int64)
+        return self.objective.packed_sizes(part_lengths, self.context).astype(np.int64)
 
     def describe(self) -> dict[str, object]:
         """Return what decides the rows, as JSON: rules with equal descriptions give equal rows of a corpus."""

@@ -62,14 +62,14 @@ class BidirectionalLM(Objective):
         """Return the room between the special tokens."""
         return context.seq_len - NUM_SPECIAL_TOKENS
 
-    def sizes(self, lengths: np.ndarray, context: ExampleContext) -> np.ndarray:
+    def packed_sizes(self, lengths: np.ndarray, context: ExampleContext) -> np.ndarray:
         """Return the length of each document with its special tokens."""
         return lengths.sum(1, keepdims=True) + NUM_SPECIAL_TOKENS
 
-    def capacity(self, context: ExampleContext) -> tuple[int, ...]:
+    def row_capacity(self, context: ExampleContext) -> tuple[int, ...]:
         return (context.seq_len,)
 
-    def lengths(self, context: ExampleContext) -> ExampleLengths:
+    def example_lengths(self, context: ExampleContext) -> ExampleLengths:
         return ExampleLengths(context.seq_len, 2 * context.seq_len)
 
     def example(self, row: TokenRow, context: ExampleContext, rng: np.random.Generator) -> Features:

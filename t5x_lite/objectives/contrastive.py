@@ -63,7 +63,7 @@ class Contrastive(Objective):
             return 2 * view_length
         return view_length
 
-    def lengths(self, context: ExampleContext) -> ExampleLengths:
+    def example_lengths(self, context: ExampleContext) -> ExampleLengths:
         return ExampleLengths(context.seq_len, 0, texts=2)
 
     def example(self, row: TokenRow, context: ExampleContext, rng: np.random.Generator) -> Features:

@@ -58,7 +58,9 @@ class Denoising(InputsTargets):
     def target_length(self, context: ExampleContext) -> int:
         return context.seq_len
 
-    def sizes(self, lengths: Int[np.ndarray, "documents parts"], context: ExampleContext) -> Int[np.ndarray, "_ n"]:
+    def packed_sizes(
+        self, lengths: Int[np.ndarray, "documents parts"], context: ExampleContext
+    ) -> Int[np.ndarray, "_ n"]:
         """Return the room for inputs, which are never longer than the text, and for targets."""
         row_lengths = lengths.sum(1) + NUM_SPECIAL_TOKENS
         return np.stack([row_lengths, row_lengths], axis=1)

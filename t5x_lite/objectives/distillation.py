@@ -64,7 +64,7 @@ class Distillation(Config):
             weights["cosine"] = TOKEN_WEIGHTS
         return weights
 
-    def lengths(self, lengths: ExampleLengths) -> ExampleLengths:
+    def example_lengths(self, lengths: ExampleLengths) -> ExampleLengths:
         """Return the numbers of tokens that both models process in one example."""
         if not self.soft or self.soft_tokens == "predicted":
             return lengths

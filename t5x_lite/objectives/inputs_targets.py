@@ -42,13 +42,13 @@ class InputsTargets(TokenPrediction):
     def target_length(self, context: ExampleContext) -> int:
         """Return the number of targets in a full row, EOS included."""
 
-    def capacity(self, context: ExampleContext) -> tuple[int, ...]:
+    def row_capacity(self, context: ExampleContext) -> tuple[int, ...]:
         """Return the room for inputs and for targets; for a decoder, the room for both together."""
         if context.family == "encoder_decoder":
             return (context.seq_len, self.target_length(context))
         return (context.seq_len,)
 
-    def lengths(self, context: ExampleContext) -> ExampleLengths:
+    def example_lengths(self, context: ExampleContext) -> ExampleLengths:
         if context.family == "decoder":
             return ExampleLengths(context.seq_len, context.seq_len)
         return ExampleLengths(context.seq_len, self.target_length(context), self.target_length(context))
@@ -67,7 +67,7 @@ class InputsTargets(TokenPrediction):
 def packed_sizes(
     inputs: Int[np.ndarray, "pairs"], targets: Int[np.ndarray, "pairs"], family: Family
 ) -> Int[np.ndarray, "pairs n"]:
-    """Return the room that pairs of these lengths take in a row, one number for each entry of `capacity`.
+    """Return the room that pairs of these lengths take in a row, one number for each entry of `row_capacity`.
 
     In a decoder a pair is one text, whose last token is only predicted.
     """

@@ -143,7 +143,7 @@ class Masked(TokenPrediction):
         texts = 1 if self.sentences == "none" else 2
         return context.seq_len - num_encoder_special_tokens(texts)
 
-    def lengths(self, context: ExampleContext) -> ExampleLengths:
+    def example_lengths(self, context: ExampleContext) -> ExampleLengths:
         return ExampleLengths(context.seq_len, self._predictions(context))
 
     def example(self, row: TokenRow, context: ExampleContext, rng: np.random.Generator) -> Features:

@@ -32,7 +32,7 @@ def pad_to_shapes(example: Features, shapes: Shapes) -> Features:
 
 def largest_lengths(objectives: Sequence[Objective], context: ExampleContext) -> ExampleLengths:
     """Return the numbers of tokens that a model processes in an example of any of these objectives, padded alike."""
-    lengths = [asdict(objective.lengths(context)) for objective in objectives]
+    lengths = [asdict(objective.example_lengths(context)) for objective in objectives]
     largest = {name: max(length[name] for length in lengths) for name in lengths[0]}
     return ExampleLengths(**largest)
 

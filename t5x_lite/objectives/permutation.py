@@ -70,7 +70,7 @@ class Permutation(Objective):
         """Return the room between the special tokens."""
         return context.seq_len - num_encoder_special_tokens(2 if self.pairs else 1)
 
-    def lengths(self, context: ExampleContext) -> ExampleLengths:
+    def example_lengths(self, context: ExampleContext) -> ExampleLengths:
         predictions = self._predictions(context.seq_len)
         return ExampleLengths(context.seq_len, predictions, query_stream=predictions)
 

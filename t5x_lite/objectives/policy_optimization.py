@@ -136,7 +136,7 @@ class PolicyOptimization(Supervised):
         if size > self.reference_len:
             raise ValueError(f"`reference` has {size} bytes; the objective's reference_len is {self.reference_len}")
 
-    def lengths(self, context: ExampleContext) -> ExampleLengths:
+    def example_lengths(self, context: ExampleContext) -> ExampleLengths:
         return ExampleLengths(context.seq_len, self.answer_len, texts=self.group_size)
 
     def examples(self, record: Record, tokenizer: TaskTokenizer, context: ExampleContext) -> list[Features]:

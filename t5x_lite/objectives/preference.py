@@ -81,7 +81,7 @@ class Preference(Comparison, Supervised):
             )
         super().check_record(record)
 
-    def lengths(self, context: ExampleContext) -> ExampleLengths:
+    def example_lengths(self, context: ExampleContext) -> ExampleLengths:
         return ExampleLengths(context.seq_len, context.seq_len, texts=self.texts)
 
     def examples(self, record: Record, tokenizer: TaskTokenizer, context: ExampleContext) -> list[Features]:

@@ -26,7 +26,7 @@ class Prefix(InputsTargets):
     def target_length(self, context: ExampleContext) -> int:
         return context.seq_len
 
-    def capacity(self, context: ExampleContext) -> tuple[int, ...]:
+    def row_capacity(self, context: ExampleContext) -> tuple[int, ...]:
         """Return the row's length: the two parts of a text always fit where the text fits."""
         return (self.row_length(context),)
 

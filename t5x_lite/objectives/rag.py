@@ -79,7 +79,7 @@ class Rag(Supervised):
             raise ValueError("`answer` is empty; remove the record")
         _scored_passages(record)
 
-    def lengths(self, context: ExampleContext) -> ExampleLengths:
+    def example_lengths(self, context: ExampleContext) -> ExampleLengths:
         if context.family == "decoder":
             return ExampleLengths(context.seq_len, context.seq_len, texts=self.texts)
         return ExampleLengths(context.seq_len, self.target_len, self.target_len, texts=self.texts)

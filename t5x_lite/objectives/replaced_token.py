@@ -41,8 +41,8 @@ class ReplacedToken(Objective):
         """Return the room between the special tokens."""
         return context.seq_len - num_encoder_special_tokens(texts=1)
 
-    def lengths(self, context: ExampleContext) -> ExampleLengths:
-        return self._masked().lengths(context)
+    def example_lengths(self, context: ExampleContext) -> ExampleLengths:
+        return self._masked().example_lengths(context)
 
     def example(self, row: TokenRow, context: ExampleContext, rng: np.random.Generator) -> Features:
         """Mask tokens as for a masked language model."""

@@ -41,7 +41,9 @@ class SequenceAutoencoder(InputsTargets):
     def target_length(self, context: ExampleContext) -> int:
         return self.row_length(context) + 1
 
-    def sizes(self, lengths: Int[np.ndarray, "documents parts"], context: ExampleContext) -> Int[np.ndarray, "_ n"]:
+    def packed_sizes(
+        self, lengths: Int[np.ndarray, "documents parts"], context: ExampleContext
+    ) -> Int[np.ndarray, "_ n"]:
         """Return the length of each document twice, with the EOS between."""
         return 2 * lengths.sum(1, keepdims=True) + 1
 

@@ -48,7 +48,9 @@ class SpanCorruption(InputsTargets):
         _, targets = corrupted_length(self.row_length(context), self.noise_density, self.mean_span)
         return targets
 
-    def sizes(self, lengths: Int[np.ndarray, "documents parts"], context: ExampleContext) -> Int[np.ndarray, "_ n"]:
+    def packed_sizes(
+        self, lengths: Int[np.ndarray, "documents parts"], context: ExampleContext
+    ) -> Int[np.ndarray, "_ n"]:
         """Return the lengths of inputs and targets of each corrupted document; in a decoder, of both as one text."""
         inputs, targets = corrupted_lengths(lengths.sum(1), self.noise_density, self.mean_span)
         return packed_sizes(inputs, targets, context.family)

@@ -166,7 +166,7 @@ class Supervised(Objective):
     def row_length(self, context: ExampleContext) -> int:
         return context.seq_len
 
-    def lengths(self, context: ExampleContext) -> ExampleLengths:
+    def example_lengths(self, context: ExampleContext) -> ExampleLengths:
         return ExampleLengths(context.seq_len, 1, texts=self.texts)
 
     def example(self, row: TokenRow, context: ExampleContext, rng: np.random.Generator) -> Features:

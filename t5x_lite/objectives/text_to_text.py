@@ -54,7 +54,9 @@ class TextToText(InputsTargets):
     def target_length(self, context: ExampleContext) -> int:
         return self.target_len
 
-    def sizes(self, lengths: Int[np.ndarray, "documents 2"], context: ExampleContext) -> Int[np.ndarray, "documents n"]:
+    def packed_sizes(
+        self, lengths: Int[np.ndarray, "documents 2"], context: ExampleContext
+    ) -> Int[np.ndarray, "documents n"]:
         """Return the lengths of inputs and targets after cutting, with what surrounds them; in a decoder, of both.
 
         The documents of a decoder begin with what its tokenizer puts before a text, and end with EOS.

@@ -51,8 +51,8 @@ class Translation(Objective):
         """Return the room between the special tokens."""
         return context.seq_len - num_encoder_special_tokens(texts=2)
 
-    def lengths(self, context: ExampleContext) -> ExampleLengths:
-        return self._masked().lengths(context)
+    def example_lengths(self, context: ExampleContext) -> ExampleLengths:
+        return self._masked().example_lengths(context)
 
     def example(self, row: TokenRow, context: ExampleContext, rng: np.random.Generator) -> Features:
         """Make an example of the first document of the row."""

@@ -73,7 +73,9 @@ class UL2(InputsTargets):
         largest = _largest_sizes(self.denoisers, np.array([self.row_length(context)]), context.family)
         return int(largest[0, -1])
 
-    def sizes(self, lengths: Int[np.ndarray, "documents parts"], context: ExampleContext) -> Int[np.ndarray, "_ n"]:
+    def packed_sizes(
+        self, lengths: Int[np.ndarray, "documents parts"], context: ExampleContext
+    ) -> Int[np.ndarray, "_ n"]:
         """Return the room of each document under the denoiser that needs most."""
         return _largest_sizes(self.denoisers, lengths.sum(1), context.family)
 

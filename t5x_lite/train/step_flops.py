@@ -31,7 +31,7 @@ def step_flops_per_example(
     if teacher is None:
         return flops_per_example(config.model, spec, lengths, causal_half=causal_half, split=split)
     assert config.distillation is not None
-    lengths = config.distillation.lengths(lengths)
+    lengths = config.distillation.example_lengths(lengths)
     student_flops = flops_per_example(config.model, spec, lengths, causal_half=causal_half, split=split)
     teacher_flops = flops_per_example(teacher.run.config.model, teacher.spec, lengths, causal_half=causal_half)
     return student_flops + teacher_flops / 3

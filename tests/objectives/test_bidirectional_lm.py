@@ -43,9 +43,9 @@ def test_an_empty_row_has_no_weight_and_documents_take_two_tokens_more() -> None
     objective = BidirectionalLM()
     settings = context(9, "encoder")
     assert objective.example(row([0], [0]), settings, np.random.default_rng(0))["loss_weights"].sum() == 0
-    assert objective.sizes(np.array([[3], [7]]), settings).tolist() == [[5], [9]]
-    assert (objective.row_length(settings), objective.capacity(settings)) == (7, (9,))
-    assert (objective.lengths(settings).tokens, objective.lengths(settings).predicted) == (9, 18)
+    assert objective.packed_sizes(np.array([[3], [7]]), settings).tolist() == [[5], [9]]
+    assert (objective.row_length(settings), objective.row_capacity(settings)) == (7, (9,))
+    assert (objective.example_lengths(settings).tokens, objective.example_lengths(settings).predicted) == (9, 18)
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_inputs_are_never_longer_than_the_text(mean_span: float) -> None:
 def test_packed_documents_are_segments_and_empty_rows_have_no_loss() -> None:
     objective = Denoising(permute_sentences=False)
     lengths = np.array([[20], [30]])
-    assert objective.sizes(lengths, CONTEXT).tolist() == [[22, 22], [32, 32]]
+    assert objective.packed_sizes(lengths, CONTEXT).tolist() == [[22, 22], [32, 32]]
     packed = row(TEXT[:50], segments=[1] * 20 + [2] * 30)
     features = objective.example(packed, CONTEXT, np.random.default_rng(0))
     assert features["decoder_segment_ids"].tolist() == [1] * 22 + [2] * 32 + [0] * 12

@@ -26,8 +26,8 @@ def test_texts_fit_twice_in_a_row() -> None:
         assert objective.row_length(settings) == longest
         features = objective.example(row(list(range(10, 10 + longest))), settings, np.random.default_rng(0))
         assert features["loss_weights"].sum() == longest + 1
-        assert objective.sizes(np.array([[longest]]), settings).tolist() == [[2 * longest + 1]]
-        assert objective.capacity(settings) == (seq_len,)
+        assert objective.packed_sizes(np.array([[longest]]), settings).tolist() == [[2 * longest + 1]]
+        assert objective.row_capacity(settings) == (seq_len,)
     assert objective.example(row([0], [0]), context(9), np.random.default_rng(0))["loss_weights"].sum() == 0
 
 

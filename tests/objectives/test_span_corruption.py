@@ -193,7 +193,7 @@ def test_a_stream_of_documents_is_one_text_without_eos_between_them() -> None:
 def test_sizes_are_an_upper_bound_of_the_corrupted_documents() -> None:
     packed = context(512, "encoder_decoder", sentinels=100)
     lengths = np.arange(1, 300)
-    sizes = SpanCorruption().sizes(lengths[:, None], packed)
+    sizes = SpanCorruption().packed_sizes(lengths[:, None], packed)
     for length, (inputs, targets) in zip(lengths, sizes, strict=True):
         tokens = [*range(10, 9 + length), EOS]
         features = SpanCorruption().example(row(tokens), context(512, "encoder_decoder", 1000, 100), RNG)

@@ -83,7 +83,7 @@ def test_the_inputs_of_a_pair_begin_with_bos_as_in_llama_and_in_bart() -> None:
     features = objective.example(packed, bart, np.random.default_rng(0))
     assert features["tokens"].tolist() == [BOS, 11, 12, 13, 14, EOS]
     # Two documents with 2 and 5 inputs, and with 2 and 7 targets of which EOS is one.
-    assert objective.sizes(np.array([[2, 1], [5, 6]]), bart).tolist() == [[4, 3], [6, 4]]
+    assert objective.packed_sizes(np.array([[2, 1], [5, 6]]), bart).tolist() == [[4, 3], [6, 4]]
     # Between BOS and EOS there is room for 4 inputs, and for 2 targets.
     assert objective.is_truncated(np.array([[4, 2], [5, 2], [4, 3]]), bart).tolist() == [False, True, True]
     TextToText(target_len=3).check_context(bart)

@@ -70,7 +70,7 @@ def test_recomputed_flops_equal_those_of_the_trace(model: dict[str, object], obj
     for policy in POLICIES:
         config = make_config(model, objective, policy)
         spec = model_spec(config.model)
-        lengths = config.require_objective().lengths(example_context(config.model, SEQ_LEN))
+        lengths = config.require_objective().example_lengths(example_context(config.model, SEQ_LEN))
         workload = Workload(config, spec, lengths, make_mesh(config.mesh, jax.devices()[:1]))
         expected = (traced_flops(config) - base_flops) / ROWS
         if policy.startswith("save_"):

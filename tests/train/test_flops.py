@@ -88,7 +88,7 @@ def test_flops_equal_those_of_the_matrix_products(
     )
     product_flops = count_product_flops(trace_gradient(config, ROWS))
     spec = model_spec(config.model)
-    lengths = config.require_objective().lengths(example_context(config.model, config.train.seq_len))
+    lengths = config.require_objective().example_lengths(example_context(config.model, config.train.seq_len))
     flops_of_all_pairs = ROWS * flops_per_example(config.model, spec, lengths, causal_half=False)
     flops = ROWS * flops_per_example(config.model, spec, lengths)
     if share_of_square is None:
@@ -145,7 +145,7 @@ def test_an_example_of_several_texts_has_the_flops_of_all_of_them() -> None:
     context = example_context(config, 128)
 
     def flops(objective: Supervised) -> float:
-        return flops_per_example(config, spec, objective.lengths(context))
+        return flops_per_example(config, spec, objective.example_lengths(context))
 
     flops_of_one_text = flops(Classify(labels=("no", "yes")))
     assert flops(Choice(count=4)) == 4 * flops_of_one_text
