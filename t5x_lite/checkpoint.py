@@ -137,6 +137,17 @@ class Checkpoints:
                     _delete_folder(path)
         multihost_utils.sync_global_devices("checkpoints cleaned")
 
+    def discard_after(self, step: int) -> None:
+        """Make the checkpoints after a step incomplete: damaged ones, behind which a run goes back.
+
+        They would count among the newest ones, so that those of the steps that are repeated would be deleted.
+        """
+        if jax.process_index() == 0:
+            for later_step in self.steps():
+                if later_step > step:
+                    (self.folder / str(later_step) / MANIFEST).unlink()
+        multihost_utils.sync_global_devices("damaged checkpoints discarded")
+
     def due(self, step: int) -> bool:
         """Return whether to save after `step`: by the number of steps, or by the clock of the first process."""
         if step % self.config.every_steps == 0 or step in self.config.keep_steps:
@@ -302,7 +313,7 @@ class Checkpoints:
 
     def meta(self, step: int) -> JsonObject:
         """Return the JSON values saved with `step`."""
-        return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(self.folder / str(step) / "meta")
+        return dict(ocp.JsonCheckpointHandler().restore(self.folder / str(step) / "meta"))
 
     def _delete_old_checkpoints(self) -> None:
         scores: dict[int, float | None] = {}

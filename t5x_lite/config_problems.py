@@ -186,7 +186,8 @@ def _row_problems(config: "RunConfig", data: DataConfig, objective: Objective) -
         needed = " and ".join(f"data.{name}={_list_values(values)}" for name, values in needs.items())
         actual = ", ".join(f"{name}={_list_values([getattr(data, name)])}" for name in needs)
         yield f"objective {objective.name} is trained on {objective.rows.content}: it needs {needed}, found {actual}"
-    if objective.one_text and data.packing == "documents" and not data.separate_documents:
+    separates_documents = objective.one_text or objective.rows.separates_documents
+    if separates_documents and data.packing == "documents" and not data.separate_documents:
         yield (
             f"objective {objective.name} takes each document of a row as a text of its own: with packing=documents it "
             "needs data.separate_documents=true"

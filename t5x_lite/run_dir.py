@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 import jax
+import yaml
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
@@ -140,17 +141,28 @@ def check_run_dir(config: RunConfig) -> str:
         if config.checkpoint.folder is not None:
             local_copies.check_writable(config.checkpoint.folder, "checkpoint.folder")
     path = local_copies.local_path(str(config.run_dir)) / CONFIG_FILE
-    if not path.is_file():
-        return ""
+    existing_config: RunConfig | None
     try:
-        existing_config = schema.validate(RunConfig, schema.read(RunConfig, path))
+        if path.is_file():
+            existing_config = schema.validate(RunConfig, schema.read(RunConfig, path))
+        else:
+            existing_config = _config_of_checkpoints(config)
     except UserError:
         if config.train.allow_changed_config:
             return f"{path} cannot be read any more"
         raise
-    # States on local disks are not listed here.
-    if existing_config.checkpoint.local is None and not _checkpoints_of(existing_config, config.run_dir).steps():
+    if existing_config is None:
         return ""
+    steps = _checkpoints_of(existing_config, config.run_dir).steps()
+    # States on local disks are not listed here.
+    if existing_config.checkpoint.local is None and not steps:
+        return ""
+    if steps and not _checkpoints_of(config, config.run_dir).steps():
+        raise UserError(
+            f"checkpoint.folder: {_checkpoints_of(config, config.run_dir).folder} has no checkpoint, and those of "
+            f"{config.run_dir} are in {_checkpoints_of(existing_config, config.run_dir).folder}; move them there, or "
+            "keep the former checkpoint.folder"
+        )
     description = describe_changes(existing_config, config)
     if description and not config.train.allow_changed_config:
         raise UserError(
@@ -160,10 +172,32 @@ def check_run_dir(config: RunConfig) -> str:
     return description
 
 
+def _config_of_checkpoints(config: RunConfig) -> RunConfig | None:
+    """Return the config of the newest checkpoint in `checkpoint.folder`, where the run directory is new or lost.
+
+    Raises:
+        UserError: the checkpoints are those of another run.
+    """
+    if config.checkpoint.folder is None:
+        return None
+    checkpoints = _checkpoints_of(config, config.run_dir)
+    steps = checkpoints.steps()
+    if not steps:
+        return None
+    values = yaml.safe_load(checkpoints.meta(steps[-1])["config"])
+    if storage.absolute(values["run_dir"]) != storage.absolute(str(config.run_dir)):
+        raise UserError(
+            f"checkpoint.folder {config.checkpoint.folder}: has the checkpoints of {values['run_dir']}; choose another "
+            "folder, or give its run_dir to continue that run"
+        )
+    return schema.validate(RunConfig, schema.Sources(values, {}))
+
+
 def describe_changes(existing: RunConfig, config: RunConfig) -> str:
     """Return the settings that differ between the config of a run directory and another, each with both values.
 
-    More steps at a constant learning rate are no change: the run goes on.
+    More steps at a constant learning rate are no change: the run goes on. They are one where stages begin after a share
+    of the steps (`data.schedule`), and so would begin later.
     """
     differences = configuration.changed(existing, with_absolute_paths(config))
     differences.pop("train.allow_changed_config", None)
@@ -171,7 +205,8 @@ def describe_changes(existing: RunConfig, config: RunConfig) -> str:
         # It will be filled in from the tokenizer, whose settings are compared themselves.
         differences.pop("model.vocab", None)
     is_longer = config.train.steps > existing.train.steps
-    if is_longer and not config.optimizer.schedule.has_end and config.adapt is None:
+    keeps_stages = config.stages == existing.stages
+    if is_longer and keeps_stages and not config.optimizer.schedule.has_end and config.adapt is None:
         differences.pop("train.steps", None)
     return "; ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in differences.items())
 

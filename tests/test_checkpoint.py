@@ -213,6 +213,19 @@ def test_old_checkpoints_are_deleted_when_new_ones_are_complete(tmp_path: Path) 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "4", "5"]
 
 
+def test_damaged_checkpoints_behind_which_a_run_goes_back_do_not_count_as_newest(tmp_path: Path) -> None:
+    """With keep=1 the save of step 3 would be deleted at once, because step 4 is newer."""
+    checkpoints = save_steps(tmp_path, 2, 4, keep=1, keep_best=0, keep_every_steps=2)
+    largest_array_file(tmp_path, 4).write_bytes(b"")
+    restored = checkpoints.restore(shapes_of(make_state()))
+    assert restored is not None
+    checkpoints.discard_after(restored[0])
+    assert checkpoints.steps() == [2]
+    checkpoints.save(3, make_state(3), {}, {})
+    checkpoints.wait()
+    assert checkpoints.steps() == [2, 3]
+
+
 def test_a_save_is_due_by_steps_and_by_minutes(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, CheckpointConfig(every_steps=10, every_minutes=0.0005))
     assert checkpoints.due(20)

@@ -104,6 +104,49 @@ def test_a_run_at_a_constant_rate_may_become_longer_and_no_other(tiny_config: Pa
     assert change("cosine", 12, 20) == "train.steps was 12, is 20"
 
 
+def test_more_steps_are_a_change_where_stages_begin_after_a_share_of_them(tiny_config: Path, tmp_path: Path) -> None:
+    """The second half of 8 steps begins after step 4, that of 16 after step 8: other rows, and some of them twice."""
+
+    def change(begins: str) -> str:
+        schedule = f"data.schedule=[{{name: one}}, {{name: two, {begins}, seq_len: 8}}]"
+        settings = [f"run_dir={tmp_path}", "optimizer.schedule=constant", schedule]
+        existing = configuration.load(tiny_config, [*settings, "train.steps=8"])
+        return describe_changes(existing, configuration.load(tiny_config, [*settings, "train.steps=16"]))
+
+    assert change("after_steps: 4") == ""
+    assert change("after_share: 0.5") == "train.steps was 8, is 16"
+
+
+def test_the_checkpoints_of_another_run_are_not_continued(
+    tiny_config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = f"checkpoint.folder={tmp_path / 'checkpoints'}"
+    short = ["train", str(tiny_config), folder, "train.steps=4", "eval.every_steps=100"]
+    assert main([*short, f"run_dir={tmp_path / 'first'}"]) == 0
+    capfd.readouterr()
+    assert main([*short, f"run_dir={tmp_path / 'second'}"]) == 2
+    assert f"checkpoints: has the checkpoints of {tmp_path / 'first'}; choose another folder" in capfd.readouterr().err
+    # A run directory on a disk that is gone: the checkpoints have its config.
+    shutil.rmtree(tmp_path / "first")
+    assert main([*short, f"run_dir={tmp_path / 'first'}", "train.seed=7"]) == 2
+    assert "belongs to a run with another config: train.seed was 0, is 7" in capfd.readouterr().err
+    longer = ["train", str(tiny_config), folder, "train.steps=6", "train.allow_changed_config=true"]
+    assert main([*longer, f"run_dir={tmp_path / 'first'}"]) == 0
+    assert f"resumed from step 4 in {tmp_path / 'checkpoints'}" in capfd.readouterr().err
+
+
+def test_a_run_does_not_begin_anew_in_another_checkpoint_folder(
+    tiny_run: Path, tiny_config: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(tiny_run, run_dir)
+    words = [f"run_dir={run_dir}", f"checkpoint.folder={tmp_path / 'other'}"]
+    with pytest.raises(UserError, match=rf"other has no checkpoint, and those of {run_dir} are in {run_dir}/checkp"):
+        check_run_dir(configuration.load(tiny_config, words))
+    shutil.move(run_dir / "checkpoints", tmp_path / "other")
+    assert check_run_dir(configuration.load(tiny_config, words)) == ""
+
+
 def test_a_config_that_does_not_fit_the_checkpoint_leaves_the_run_as_it_was(
     tiny_run: Path, tiny_config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,6 @@
 """The global order of training rows: row g comes from some source, in some epoch, as some row of that source."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,8 +9,10 @@ from jaxtyping import Float64
 from t5x_lite.data.config import MixedSource
 from t5x_lite.data.source_order import SourceOrder, endless_order
 
-SMALLEST_WEIGHT = 100
-"""The smallest share as a whole number; the others are rounded down to whole numbers on this scale."""
+TOTAL_WEIGHT = 2**40
+"""The shares are rounded up to multiples of 1 / `TOTAL_WEIGHT`."""
+MIXTURE_VERSION = 2
+"""Version of the order of the sources in a mixture, which a run keeps from its first step to its last."""
 
 
 def source_shares(sources: Sequence[MixedSource], sizes: Sequence[int], alpha: float) -> Float64[np.ndarray, "sources"]:
@@ -55,8 +58,7 @@ class Interleaving:
     """
 
     def __init__(self, shares: Float64[np.ndarray, "sources"]) -> None:
-        smallest = shares[shares > 0].min()
-        self._weights = [int(share * (SMALLEST_WEIGHT / smallest)) for share in shares.tolist()]
+        self._weights = [math.ceil(share * TOTAL_WEIGHT) for share in shares.tolist()]
 
     def counts(self, places: int) -> list[int]:
         """Return how many of the first places each source has."""

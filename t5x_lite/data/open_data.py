@@ -41,6 +41,23 @@ FREQUENCY_TOKENS = 10_000_000
 
 
 @dataclass(frozen=True)
+class _ValidationRows:
+    """The rows of a source's validation text.
+
+    Attributes:
+        source: name of the source.
+        row_plan: its rows.
+        builder: makes their examples.
+        identity: what the examples depend on; equal for sources with the same text, rows and objective.
+    """
+
+    source: str
+    row_plan: RowPlan
+    builder: ExampleBuilder
+    identity: tuple[str, str, str]
+
+
+@dataclass(frozen=True)
 class TextData:
     """The data of a run that learns from running text.
 
@@ -153,7 +170,8 @@ class TextData:
         Raises:
             UserError: there is no validation text.
         """
-        sources = list(self._validation_rows())
+        # All sources have the text of `data.validation_files`, which is evaluated once.
+        sources = {rows.identity: rows for rows in self._validation_rows()}
         validation_files = self.settings.data.validation_files
         if not sources and validation_files:
             raise UserError(f"data.validation_files: {', '.join(validation_files)} hold no document")
@@ -163,8 +181,8 @@ class TextData:
                 "data.validation_files, split by data.validation_by=position, or, if a file holds many documents, cut "
                 "it by data.document=line or paragraph"
             )
-        row_plans = [row_plan for _, row_plan, _ in sources]
-        builders = [builder for _, _, builder in sources]
+        row_plans = [rows.row_plan for rows in sources.values()]
+        builders = [rows.builder for rows in sources.values()]
         return self._validation_set(row_plans, builders)
 
     def validation_of_sources(self) -> dict[str, ValidationBatches]:
@@ -175,14 +193,15 @@ class TextData:
         if len(self.settings.objectives) == 1:
             return {}
         sources = self._validation_rows()
-        return {name: self._validation_set([row_plan], [builder]) for name, row_plan, builder in sources}
+        return {rows.source: self._validation_set([rows.row_plan], [rows.builder]) for rows in sources}
 
-    def _validation_rows(self) -> Iterator[tuple[str, RowPlan, ExampleBuilder]]:
-        """Yield the name, the rows and the builder of each source that has validation text."""
+    def _validation_rows(self) -> Iterator[_ValidationRows]:
         builders = example_builders(self.settings)
         for source, corpus, builder in zip(self.settings.data.sources, self.held_out, builders, strict=True):
             if corpus.tokens:
-                yield source.name, open_rows(corpus, row_rule(self.settings.of_source(source))), builder
+                rule = row_rule(self.settings.of_source(source))
+                identity = (corpus.hash or source.name, rule.fingerprint, repr(builder.objective))
+                yield _ValidationRows(source.name, open_rows(corpus, rule), builder, identity)
 
     def _validation_set(self, row_plans: Sequence[RowPlan], builders: Sequence[ExampleBuilder]) -> ValidationSet:
         settings = self.settings

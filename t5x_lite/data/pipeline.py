@@ -85,7 +85,8 @@ class ExampleBuilder:
         if self.data.separate_documents and not is_one_text:
             return token_row
         parts = token_row.parts
-        if len(parts):  # a sentence of one document is none of the next
+        if len(parts) and not self.objective.rows.keeps_part_numbers:
+            # A sentence of one document is none of the next.
             is_border = (np.diff(token_row.segments) != 0) | (np.diff(parts) != 0)
             parts = np.concatenate([[0], np.cumsum(is_border)]).astype(parts.dtype)
         return replace(token_row, segments=(token_row.segments > 0).astype(np.int32), parts=parts)

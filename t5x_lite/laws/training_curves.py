@@ -17,12 +17,23 @@ MAX_DRAWS = 200
 
 @dataclass(frozen=True)
 class TrainingCurve:
-    """The loss of one run during training, by the FLOPs (ascending) and the tokens that it has used."""
+    """The loss of one run during training, by the FLOPs (ascending) and the tokens that it has used.
 
+    Attributes:
+        name: name of the run.
+        parameters: N.
+        flops: C, ascending.
+        tokens: D.
+        loss: in nats.
+        experts: experts of a layer; 1 in a dense model.
+    """
+
+    name: str
     parameters: float
     flops: Float[np.ndarray, " steps"]
     tokens: Float[np.ndarray, " steps"]
     loss: Float[np.ndarray, " steps"]
+    experts: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -28,15 +28,20 @@ class Choice(Pooled):
     def texts(self) -> int:
         return self.count
 
+    def check_record(self, record: Record) -> None:
+        """Refuse a record with another number of choices than `count`, or whose label is none of them."""
+        if len(record["choices"]) != self.count:
+            raise ValueError(
+                f"{len(record['choices'])} choices, label {record['label']}; expected {self.count} choices"
+            )
+        super().check_record(record)
+
     def examples(self, record: Record, tokenizer: TaskTokenizer, context: ExampleContext) -> list[Features]:
-        choices = record["choices"]
-        label = self.reference(record)
-        if len(choices) != self.count or not 0 <= label < self.count:
-            raise ValueError(f"{len(choices)} choices, label {record['label']}; expected {self.count} choices")
+        self.check_record(record)
         text = tokenizer.encode(self._text(record))
-        pairs = [[text, tokenizer.encode(str(choice))] for choice in choices]
+        pairs = [[text, tokenizer.encode(str(choice))] for choice in record["choices"]]
         features = build_batch_features(pairs, context)
-        features["targets"] = np.array(label, np.int32)
+        features["targets"] = np.array(self.reference(record), np.int32)
         features["loss_weights"] = np.array(1, np.float32)
         return [features]
 
@@ -53,8 +58,15 @@ class Choice(Pooled):
         return str(record["choices"][self.reference(record)])
 
     def reference(self, record: Record) -> int:
-        """Return the index of the right choice."""
-        return int(record["label"])
+        """Return the index of the right choice.
+
+        Raises:
+            ValueError: the label is no index of a choice.
+        """
+        label = int(record["label"])
+        if not 0 <= label < len(record["choices"]):
+            raise ValueError(f"label {label} is none of the {len(record['choices'])} choices, which count from 0")
+        return label
 
     def _text(self, record: Record) -> str:
         text = record["text"]

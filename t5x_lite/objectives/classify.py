@@ -11,7 +11,7 @@ from t5x_lite.models.head_config import HeadActivation, HeadConfig
 from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LossSettings, LossSums, TaskModel
 from t5x_lite.objectives.objective import ExampleContext, Features
 from t5x_lite.objectives.special_tokens import build_text_features
-from t5x_lite.objectives.supervised import Pooled, Record, TaskTokenizer, label_index
+from t5x_lite.objectives.supervised import Pooled, Record, TaskTokenizer, finite_number, label_index
 from t5x_lite.schema import Strings, setting
 
 
@@ -101,4 +101,4 @@ class Regress(_TextLabel):
 
     def reference(self, record: Record) -> float:
         """Return the number."""
-        return float(record["label"])
+        return finite_number(record["label"])

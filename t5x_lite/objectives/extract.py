@@ -62,6 +62,13 @@ class Extract(Supervised):
                 f"question_len {self.question_len} and {context.num_virtual_tokens} virtual tokens"
             )
 
+    def check_record(self, record: Record) -> None:
+        """Refuse a record with another number of starts than answers, or with a start that is no number."""
+        if len(record["starts"]) != len(record["answers"]):
+            raise ValueError(f"{len(record['answers'])} answers but {len(record['starts'])} starts")
+        self.learnable(record)
+        super().check_record(record)
+
     def learnable(self, record: Record) -> bool:
         """Return True if the first answer is in the context at its place, or if there is no answer."""
         if not len(record["answers"]):

@@ -10,7 +10,7 @@ from t5x_lite.models.head_config import HeadConfig
 from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LossSettings, LossSums, TaskModel
 from t5x_lite.objectives.objective import ExampleContext, Features
 from t5x_lite.objectives.special_tokens import build_batch_features
-from t5x_lite.objectives.supervised import Record, Supervised, TaskTokenizer, label_index, pooled_states
+from t5x_lite.objectives.supervised import Record, Supervised, TaskTokenizer, finite_number, label_index, pooled_states
 from t5x_lite.schema import Strings, setting
 
 
@@ -54,7 +54,7 @@ class Similarity(Supervised):
     def _target(self, record: Record) -> np.ndarray:
         if self.by == "classes":
             return np.array(label_index(record["label"], self.labels), np.int32)
-        return np.array(float(record["label"]) / self.largest, np.float32)
+        return np.array(finite_number(record["label"]) / self.largest, np.float32)
 
     def scores(self, model: TaskModel, batch: Batch, key: DropoutKey = None) -> dict[str, Array]:
         """Return the pooled states of the two texts."""

@@ -1,5 +1,6 @@
 """The interface of an objective that learns from records of a task, texts with labels, instead of running text."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -206,6 +207,18 @@ def label_index(label: object, labels: Sequence[str]) -> int:
     if text.isdigit() and int(text) < len(labels):
         return int(text)
     raise ValueError(f"label {label!r} is not one of {', '.join(labels)}, nor a number below {len(labels)}")
+
+
+def finite_number(value: object) -> float:
+    """Return a label that is a number, or a text that says one.
+
+    Raises:
+        ValueError: it is no finite number.
+    """
+    number = float(str(value))
+    if not math.isfinite(number):
+        raise ValueError(f"label {value!r} is not a finite number")
+    return number
 
 
 def text_states(model: TaskModel, batch: Batch, key: DropoutKey) -> Float[Array, "texts l d"]:

@@ -48,11 +48,16 @@ class Tag(Supervised):
     def head(self, model: ModelConfig) -> HeadConfig:
         return HeadConfig(outputs=len(self.labels), pool="none", mixer=self.mixer, crf=self.crf)
 
+    def check_record(self, record: Record) -> None:
+        """Refuse a record with another number of tags than words, or with an unknown tag."""
+        if len(record["words"]) != len(record["tags"]):
+            raise ValueError(f"{len(record['words'])} words but {len(record['tags'])} tags")
+        super().check_record(record)
+
     def examples(self, record: Record, tokenizer: TaskTokenizer, context: ExampleContext) -> list[Features]:
+        self.check_record(record)
         words = [str(word) for word in record["words"]]
         tags = record["tags"]
-        if len(words) != len(tags):
-            raise ValueError(f"{len(words)} words but {len(tags)} tags")
         token_ids, offsets = tokenizer.encode_with_offsets(" ".join(words))
         word_of_token = _word_of_token(words, offsets)
         first_tokens = np.flatnonzero(np.diff(word_of_token, prepend=NO_WORD))

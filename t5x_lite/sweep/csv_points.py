@@ -134,14 +134,16 @@ def _collect(runs: Mapping[str, Sequence[Record]], left_out: Mapping[str, str]) 
         by_flops = sorted(records, key=lambda record: record["flops"])
         final_records[name] = by_flops[-1]
         if len(by_flops) > 1:
-            curves.append(_build_curve(by_flops))
+            curves.append(_build_curve(name, by_flops))
     return SweepPoints(build_points(final_records), curves, left_out)
 
 
-def _build_curve(records: Sequence[Record]) -> TrainingCurve:
+def _build_curve(name: str, records: Sequence[Record]) -> TrainingCurve:
     return TrainingCurve(
+        name=name,
         parameters=records[-1]["parameters"],
         flops=record_values(records, "flops"),
         tokens=record_values(records, "tokens"),
         loss=record_values(records, "loss"),
+        experts=float(records[-1].get("experts") or 1.0),
     )

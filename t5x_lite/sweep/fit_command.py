@@ -11,6 +11,7 @@ from t5x_lite.files import check_not_input, write_file
 from t5x_lite.local_copies import with_urls
 from t5x_lite.sweep.config import Sweep, load
 from t5x_lite.sweep.csv_points import read_csv
+from t5x_lite.sweep.planned_run import check_settings, read_plan
 from t5x_lite.sweep.plot import draw_study
 from t5x_lite.sweep.points import SweepPoints
 from t5x_lite.sweep.report import build_report
@@ -84,4 +85,5 @@ def _read_source(subject: Path, overrides: Sequence[str], options: argparse.Name
     if subject.is_dir() and not needs_sweep:
         return _Source(read_runs(subject), subject, None)
     sweep = load(subject, overrides)
+    check_settings(sweep, read_plan(sweep.folder))
     return _Source(read_runs(sweep.folder), sweep.folder, sweep)

@@ -86,7 +86,12 @@ def plan_run(sweep: Sweep, base: Path, name: str, settings: Mapping[str, object]
     planner.symbols.update(D=tokens, C=flops)
     planner.choose_learning_rate(counts, flops)
     planner.derive([key for key in derived_keys if key not in {*counted_keys, STEPS_KEY}])
-    planner.resolve({})
+    config = planner.resolve({})
+    if config.checkpoint.folder is not None:
+        raise UserError(
+            f"run {name} of the sweep: checkpoint.folder would be one folder for the checkpoints of all runs; leave it "
+            "out, and they are in the run directories, which `dir` may put into a bucket"
+        )
     mixtures = config.model.mixtures
     experts = mixtures[0].experts if mixtures else 1
     return PlannedRun(

@@ -17,6 +17,8 @@ from t5x_lite.sweep.config import Sweep
 
 MAX_JOB_NAME = 32
 """Characters of a job's name on a cluster."""
+SETTINGS_OF_LAUNCH = ("dir", "where", "jobs", "retries", "launch")
+"""Settings of a sweep that its runs do not depend on."""
 
 
 Positive = Annotated[float, Field(gt=0)]
@@ -125,6 +127,24 @@ def read_plan(folder: Path) -> SweepPlan:
         return SweepPlan.model_validate_json(json.dumps(read_json_object(path)))
     except ValidationError as error:
         raise UserError(f"{path}: {first_problem(error)}; start the sweep again to write it anew") from None
+
+
+def check_settings(sweep: Sweep, plan: SweepPlan) -> None:
+    """Refuse a sweep whose settings are not those of its plan, by which N, D and C were counted.
+
+    Raises:
+        UserError: the settings that differ, each with both values.
+    """
+    settings = sweep.config.model_dump(mode="json")
+    differences = []
+    for key, planned in plan.settings.items():
+        if key in settings and key not in SETTINGS_OF_LAUNCH and settings[key] != planned:
+            differences.append(f"{key} was {planned!r}, is {settings[key]!r}")
+    if differences:
+        raise UserError(
+            f"{sweep.folder}: was planned with other settings: {'; '.join(differences)}; start the sweep with "
+            "these, or fit the folder, which has the former ones"
+        )
 
 
 def write_plan(sweep: Sweep, runs: Sequence[PlannedRun]) -> None:

@@ -54,7 +54,8 @@ def _nearest_run(sweep: Sweep, runs: Sequence[PlannedRun], target: float, flops:
     settings = {**_shared_settings(sweep, runs), **model_sizes}
     num_heads = [configuration.load(run.config, run.words).model.heads for run in runs]
     varies_heads = "model.heads" in varied_keys
-    head_width = num_heads[0]
+    # Rotary positions need heads of even width.
+    head_width = 2 * num_heads[0]
     if varies_heads:
         head_width = _median_head_width(runs, num_heads)
 
@@ -110,9 +111,9 @@ def _shared_settings(sweep: Sweep, runs: Sequence[PlannedRun]) -> dict[str, obje
 
 
 def _median_head_width(runs: Sequence[PlannedRun], num_heads: Sequence[int]) -> int:
-    """Return the median of model.embed / model.heads, rounded."""
+    """Return the even number that is nearest to the median of model.embed / model.heads."""
     head_widths = _setting_values(runs, "model.embed") / np.array(num_heads)
-    return round(float(np.median(head_widths)))
+    return max(2 * round(float(np.median(head_widths)) / 2), 2)
 
 
 def _setting_values(runs: Sequence[PlannedRun], key: str) -> Float[np.ndarray, " runs"]:

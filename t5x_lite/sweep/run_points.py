@@ -93,4 +93,6 @@ def _build_curve(run: PlannedRun, metrics: Sequence[Mapping[str, Any]]) -> Train
     tokens, loss = metric_series(metrics, "loss")
     flops = tokens * run.flops / run.tokens
     first = len(tokens) // 20
-    return TrainingCurve(run.parameters, flops[first:], tokens[first:], smooth(loss)[first:])
+    return TrainingCurve(
+        run.name, run.parameters, flops[first:], tokens[first:], smooth(loss)[first:], float(run.experts)
+    )

@@ -66,8 +66,10 @@ def run_study(sweep_points: SweepPoints, draws: int = DRAWS, drop_highest: int =
         sweep_points = _drop_highest(sweep_points, drop_highest)
     points = sweep_points.points
     check_points(points)
-    dense = points.select(points.experts == points.experts.min())
+    fewest_experts = points.experts.min()
+    dense = points.select(points.experts == fewest_experts)
     check_points(dense)
+    dense_curves = [curve for curve in sweep_points.curves if curve.experts == fewest_experts]
 
     other_laws: dict[str, Fit | NotFitted] = {}
     for letter in "NDC":
@@ -85,7 +87,7 @@ def run_study(sweep_points: SweepPoints, draws: int = DRAWS, drop_highest: int =
     parametric = fit_law(Chinchilla(), dense, draws)
     law_frontier = frontier_from_law(parametric, cost)
     frontiers = {
-        "training curves": frontier_from_curves(sweep_points.curves, draws),
+        "training curves": frontier_from_curves(dense_curves, draws),
         "IsoFLOP parabolas": frontier_from_parabolas(dense, parabolas, draws),
         parametric.law.name: law_frontier,
     }
@@ -99,7 +101,8 @@ def _drop_highest(sweep_points: SweepPoints, count: int) -> SweepPoints:
     for index in by_loss[-count:]:
         left_out[points.names[index]] = f"loss {points.loss[index]:.4g} is among the {count} highest"
     remaining = points.select(np.sort(by_loss[:-count]))
-    return SweepPoints(remaining, sweep_points.curves, left_out)
+    curves = [curve for curve in sweep_points.curves if curve.name not in left_out]
+    return SweepPoints(remaining, curves, left_out)
 
 
 def _fit_power(power: Power, points: Points, draws: int) -> Fit | NotFitted:

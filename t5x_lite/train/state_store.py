@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from t5x_lite import config as configuration
 from t5x_lite.checkpoint import Checkpoints, JsonObject
+from t5x_lite.data.mixture import MIXTURE_VERSION
 from t5x_lite.data.row_rule import PLAN_VERSION
 from t5x_lite.errors import Diverged, UserError, suggest
 from t5x_lite.local_checkpoint import LocalCheckpoints, open_local_checkpoints
@@ -97,14 +98,16 @@ class StateStore:
         3. Without those, fresh weights, a function of the seed.
         """
         state_shapes = self._steps.state.saved()
-        source = str(self._config.run_dir)
+        source = self._config.checkpoint.folder or str(self._config.run_dir)
         restored = self._restore_local(state_shapes)
         if restored is not None and self._local is not None:
             source = str(self._local.folder)
         else:
             restored = self.checkpoints.restore(state_shapes)
+        restored_step = 0 if restored is None else restored[0]
+        self.checkpoints.discard_after(restored_step)
         if self._local is not None:
-            self._local.delete_after(0 if restored is None else restored[0])
+            self._local.delete_after(restored_step)
         if restored is None and self._config.branch is not None:
             restored = restore_branch(self._config, self._config.branch, state_shapes)
             source = self._config.branch.source
@@ -179,6 +182,7 @@ class StateStore:
             "base": _as_json(self._base),
             "teacher": _as_json(self._teacher),
             "plan_version": PLAN_VERSION,
+            "mixture_version": MIXTURE_VERSION,
             "data_hashes": dict(self._data_hashes),
         }
 
@@ -186,18 +190,24 @@ class StateStore:
         """Refuse to continue with other rows than the run began with.
 
         Raises:
-            UserError: a version of the package that packs documents in another way has saved the checkpoint.
+            UserError: a version of the package that packs documents or mixes sources in another way has saved the
+                checkpoint.
         """
         config = self._config
         packings = {config.data.of_source(source).packing for source in config.data.sources}
         is_packed = "documents" in packings and not config.tasks
+        is_mixed = len(config.tasks or config.data.sources) > 1
         # Checkpoints without a version are from before documents were packed by best fit.
-        is_changed = is_packed and metadata.get("plan_version", 1) != PLAN_VERSION
-        if is_changed and not config.train.allow_changed_config:
+        if is_packed and metadata.get("plan_version", 1) != PLAN_VERSION:
+            change = "packs documents into other rows (data.packing=documents)"
+        elif is_mixed and metadata.get("mixture_version", 1) != MIXTURE_VERSION:
+            change = "interleaves the sources of data.mixture in another order"
+        else:
+            return
+        if not config.train.allow_changed_config:
             raise UserError(
-                f"{source}: its checkpoint is of a version that packs documents into other rows "
-                "(data.packing=documents), so that its next batches cannot be built; finish the run with that version, "
-                "or set train.allow_changed_config=true to continue with new rows"
+                f"{source}: its checkpoint is of a version that {change}, so that its next batches cannot be built; "
+                "finish the run with that version, or set train.allow_changed_config=true to continue with new rows"
             )
 
     def _check_data(self, metadata: JsonObject, source: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from t5x_lite.data.config import DataConfig
 from t5x_lite.data.conversations import AnswerEncoder, ChatEncoder, read_conversations
 from t5x_lite.data.corpus import Corpus
 from t5x_lite.data.huggingface_tokenizer import HuggingFace
+from t5x_lite.data.pipeline import ExampleBuilder
 from t5x_lite.data.row_rule import RowRule
 from t5x_lite.data.row_store import open_rows, prepare_rows
 from t5x_lite.data.sources import units
@@ -24,7 +26,9 @@ from t5x_lite.data.tokenizer_settings import CHAT_TEMPLATE
 from t5x_lite.errors import UserError
 from t5x_lite.objectives import ExampleContext
 from t5x_lite.objectives.conversation import Conversation
+from t5x_lite.objectives.objective import TokenRow
 from tests.conftest import REPOSITORY
+from tests.objectives.vocabulary import context
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -259,3 +263,28 @@ def test_the_template_of_a_folder_is_loaded_and_saved(tokenizer: Tokenizer, tmp_
     assert loaded.settings[CHAT_TEMPLATE] == CHATML
     loaded.save(tmp_path / "saved")
     assert tokenizer_files.load(tmp_path / "saved").settings[CHAT_TEMPLATE] == CHATML
+
+
+@pytest.mark.parametrize("separate_documents", [True, False])
+def test_the_assistants_tokens_are_the_targets_wherever_a_row_begins(*, separate_documents: bool) -> None:
+    """A row that begins within an answer, and has two conversations: odd parts are the assistant's."""
+    parts = np.array([1, 1, 2, 2, 0, 0, 1, 1, 2])
+    row = TokenRow(np.arange(10, 19), np.array([1] * 4 + [2] * 5), parts)
+    data = DataConfig(
+        parts="turns", packing="stream", end_of_document=False, separate_documents=separate_documents
+    )
+    builder = ExampleBuilder(data, Conversation(), context(8))
+    weights = builder.build(OneRow(row), 0, (0,))["loss_weights"]  # type: ignore[arg-type]
+    border = 4 if separate_documents else None
+    expected = [float(part == 1 and number != border) for number, part in enumerate(parts.tolist())][1:]
+    assert weights.tolist() == expected
+
+
+@dataclass
+class OneRow:
+    """Rows of a corpus that has one."""
+
+    row: TokenRow
+
+    def read(self, _row: int, _phase: int) -> TokenRow:
+        return self.row

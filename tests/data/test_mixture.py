@@ -29,6 +29,12 @@ def test_mixtures_follow_their_shares_at_every_prefix() -> None:
             assert abs(counts[index] - share * (g + 1)) < 2
 
 
+def test_many_rows_follow_shares_that_no_small_numbers_say() -> None:
+    """Of 3 : 10 : 18 in 31 million rows each source has its millions; weights of two digits would be 1 % off."""
+    counts = Interleaving(np.array([3, 10, 18]) / 31).counts(31_000_000)
+    assert np.abs(np.array(counts) - np.array([3, 10, 18]) * 1_000_000).max() <= 1
+
+
 def test_sources_of_one_size_have_different_orders() -> None:
     order = mix_endless([50, 50], np.array([0.5, 0.5]), seed=0)
     rows: list[list[int]] = [[], []]

@@ -154,6 +154,18 @@ def test_sources_of_one_objective_have_no_validation_of_their_own(folder: Path) 
     assert open_mixture(folder, same).validation_of_sources() == {}
 
 
+def test_validation_files_are_evaluated_once_for_sources_of_one_objective(folder: Path) -> None:
+    (folder / "validation.txt").write_text("\n".join(f"line {number} of the text" for number in range(60)))
+    sources = [text_source(folder), {**text_source(folder), "name": "again", "weight": None}]
+    settings = {"validation_files": [str(folder / "validation.txt")], "validation_fraction": 0.0}
+    tokens = []
+    for mixed in (sources, sources[:1]):
+        batches = open_mixture(folder, mixed, **settings).validation().batches(np.arange(4))
+        tokens.append(np.concatenate([batch["tokens"] for batch in batches]))
+    np.testing.assert_array_equal(tokens[0], tokens[1])
+    assert len(np.unique(tokens[0], axis=0)) > 10
+
+
 def test_validation_of_a_source_is_that_of_a_run_with_it_alone(folder: Path) -> None:
     mixed = open_mixture(folder, [text_source(folder), pair_source(folder)])
     alone = open_mixture(folder, [pair_source(folder)])

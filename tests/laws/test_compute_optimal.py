@@ -40,7 +40,7 @@ def test_approach_1_finds_the_exponents_of_the_law_that_the_curves_follow() -> N
     for parameters in np.geomspace(1e7, 1e11, 80):
         tokens = np.geomspace(1e8, 1e13, 300)
         loss = np.asarray(besiroglu_loss(parameters, tokens))
-        curves.append(TrainingCurve(parameters, 6 * parameters * tokens, tokens, loss))
+        curves.append(TrainingCurve(str(parameters), parameters, 6 * parameters * tokens, tokens, loss))
     frontier = frontier_from_curves(curves, 20)
     assert not isinstance(frontier, NotFitted)
     exponent = BESIROGLU["β"] / (BESIROGLU["α"] + BESIROGLU["β"])

@@ -136,6 +136,24 @@ SENTENCE = {
 TAGS = ("O", "I-ORG", "I-PER", "I-LOC")
 
 
+@pytest.mark.parametrize(
+    ("objective", "record", "message"),
+    [
+        (Choice(count=2), {"text": "a", "choices": ["x", "y", "z"], "label": 1}, "3 choices, label 1; expected 2"),
+        (Choice(count=2), {"text": "a", "choices": ["x", "y"], "label": 2}, "label 2 is none of the 2 choices"),
+        (Tag(labels=("O", "B")), {"words": ["a", "b"], "tags": ["O"]}, "2 words but 1 tags"),
+        (Regress(), {"text": "a", "label": "nan"}, "label 'nan' is not a finite number"),
+        (Similarity(by="cosine"), {"text": "a", "second": "b", "label": float("inf")}, "label inf is not a finite"),
+        (Extract(), {"question": "q", "context": "abc", "answers": ["b"], "starts": []}, "1 answers but 0 starts"),
+    ],
+)
+def test_records_that_have_no_example_are_refused_before_a_run(
+    objective: Supervised, record: Record, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        objective.check_record(record)
+
+
 def load_tokenizers(path: Path) -> tuple[TaskTokenizer, Tokenizer]:
     tokenizer = tokenizer_files.from_file(TokenizerFile(path=str(path)))
     return TaskTokenizer(tokenizer.encode, tokenizer.encode_placed, tokenizer.decode), tokenizer
@@ -264,7 +282,7 @@ def test_choices_pairs_and_comparisons_are_rows_of_their_own() -> None:
     assert features["token_types"].tolist() == [[0, 0, 0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1, 1, 0]]
     assert features["targets"] == 1
     for wrong in ({**record, "label": 2}, {**record, "choices": record["choices"] * 2}):
-        with pytest.raises(ValueError, match="expected 2 choices"):
+        with pytest.raises(ValueError, match="expected 2 choices|none of the 2 choices"):
             Choice(count=2).examples(wrong, CODER, run)
     pair = {"text": words(10), "second": words(11, 12), "label": 4}
     features = single_example(Similarity(by="cosine"), pair, run)

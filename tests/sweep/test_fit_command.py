@@ -118,6 +118,14 @@ def write_finished_sweep(folder: Path, tiny_config: Path) -> Path:
     return path
 
 
+def test_settings_that_the_plan_was_not_counted_with_are_refused(
+    tmp_path: Path, tiny_config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_finished_sweep(tmp_path, tiny_config)
+    assert main(["sweep", "fit", str(path), "parameters=all"]) == 2
+    assert "was planned with other settings: parameters was 'active', is 'all'; start the" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_emitted_config_is_that_of_the_predicted_run(
     tmp_path: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -10,6 +10,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.laws.compute_optimal import TrainingCost, optimal_parameters
 from t5x_lite.laws.fit import NotFitted
 from t5x_lite.laws.points import Points
+from t5x_lite.laws.training_curves import TrainingCurve
 from t5x_lite.sweep.points import SweepPoints
 from t5x_lite.sweep.report import build_report
 from t5x_lite.sweep.study import run_study
@@ -54,6 +55,23 @@ def test_too_few_points_are_refused(choose: Callable[[Points], np.ndarray], mess
     points = isoflop_runs(0)
     with pytest.raises(UserError, match=message):
         run_study(SweepPoints(points.select(choose(points)), [], {}), draws=2)
+
+
+def test_training_curves_of_models_with_experts_do_not_move_the_frontier_of_dense_ones() -> None:
+    points = isoflop_runs(0)
+    curves = []
+    for parameters in np.unique(points.parameters):
+        tokens = np.geomspace(1e8, 1e11, 40)
+        loss = np.asarray(besiroglu_loss(parameters, tokens))
+        for experts, gain in ((1.0, 1.0), (8.0, 0.5)):
+            name = f"{parameters}-{experts}"
+            curves.append(TrainingCurve(name, parameters, 6 * parameters * tokens, tokens, gain * loss, experts))
+    dense = [curve for curve in curves if curve.experts == 1]
+    studies = [run_study(SweepPoints(points, chosen, {}), draws=2) for chosen in (dense, curves)]
+    frontiers = [study.frontiers["training curves"] for study in studies]
+    assert not isinstance(frontiers[0], NotFitted)
+    assert not isinstance(frontiers[1], NotFitted)
+    np.testing.assert_array_equal(frontiers[0].lines, frontiers[1].lines)
 
 
 def test_points_of_one_size_or_of_one_token_count_are_refused() -> None:
