@@ -134,7 +134,7 @@ class RunRewards:
         self._mesh = mesh
         self._params = params
         context = example_context(run.config, run.tokenizer)
-        self._context = replace(context, seq_len=seq_len + num_encoder_special_tokens(2))
+        self._context = replace(context, seq_len=seq_len + num_encoder_special_tokens(context.vocabulary, 2))
         # A run whose records have a `text` before both answers has learnt pairs; any other reads one text.
         (task,) = run.config.tasks
         self._reads_pairs = "text" in find_task(task).columns
@@ -184,7 +184,7 @@ def _open_reward_run(name: str, config: RunConfig, tokenizer: Tokenizer) -> tupl
             f"{key}: has another tokenizer than this run, so that it would read other tokens than were sampled; train "
             "the reward model from a run with this tokenizer (adapt.from)"
         )
-    longest = config.train.seq_len + num_encoder_special_tokens(2)
+    longest = config.train.seq_len + num_encoder_special_tokens(tokenizer.vocabulary(), 2)
     max_length = run.config.model.max_length
     if max_length is not None and longest > max_length:
         raise UserError(

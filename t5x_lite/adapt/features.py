@@ -62,6 +62,10 @@ class Features(Head):
                 "have together; leave mesh.pipeline 1"
             )
 
+    def merged_weights(self, weights: NamedArrays) -> dict[str, Array] | None:
+        """Return None: the head of a plain model reads the last layer's states, not a mixture."""
+        return None
+
     def surgery(self, surgeon: "Surgeon") -> None:
         """Mix the outputs of the top layers."""
         from t5x_lite.models.layer_mix import LayerMean, ScalarMix

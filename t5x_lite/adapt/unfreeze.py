@@ -8,6 +8,9 @@ from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layer_path import LayerPath, depth_of_stack, parse_layer_path
 from t5x_lite.schema import setting
 
+OF_EMBEDDINGS = (".embedding.", ".project.", ".stack.positions.", ".stack.global_positions.")
+"""Parts of the names of parameters that the first layer depends on: positions, token types, projection to the width."""
+
 
 class Unfreeze(AdaptationMethod):
     """The head trains first, then a layer more at a time from the top; lower layers have lower rates.
@@ -33,7 +36,7 @@ class Unfreeze(AdaptationMethod):
                 depth = np.array([layers - below])
             else:
                 depth = layers - (first_depth + np.arange(repeats) * period_depth + below)
-        elif name.startswith(("tokens.", "decoder_tokens.")) or ".embedding." in name:
+        elif name.startswith(("tokens.", "decoder_tokens.")) or any(part in name for part in OF_EMBEDDINGS):
             depth = np.array(layers + 1)
         elif path is not None:
             depth = np.array(1)

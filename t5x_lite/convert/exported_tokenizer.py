@@ -29,7 +29,9 @@ CONSTRUCTOR_SETTINGS = ("extra_ids", "sp_model_kwargs", "legacy", "add_prefix_sp
 """Settings by which a tokenizer class builds itself from a SentencePiece model; they are part of tokenizer.json."""
 
 
-def write_tokenizer(run: Run, folder: Path, model: ModelConfig, tokenizer_class: str) -> None:
+def write_tokenizer(
+    run: Run, folder: Path, model: ModelConfig, tokenizer_class: str, *, ends_texts: bool = False
+) -> None:
     """Write the tokenizer of a run, if it has one.
 
     A `tokenizer.json` that was imported is written as it was, with its settings. All others are described by new ones.
@@ -40,6 +42,7 @@ def write_tokenizer(run: Run, folder: Path, model: ModelConfig, tokenizer_class:
         folder: the folder of the export.
         model: the model that is exported.
         tokenizer_class: Transformers' class for the model type.
+        ends_texts: EOS follows each text, as in the examples of a decoder with a head, which may read its state.
     """
     copy_settings(run.folder, folder)
     tokenizer = run.stored_tokenizer
@@ -47,7 +50,7 @@ def write_tokenizer(run: Run, folder: Path, model: ModelConfig, tokenizer_class:
         return
     imported_settings = {name: tokenizer.settings[name] for name in tokenizer.settings if name != SPLITS_SPECIAL_TOKENS}
     is_imported = bool(imported_settings.keys() - {CHAT_TEMPLATE})
-    if isinstance(tokenizer, HuggingFace) and is_imported:
+    if isinstance(tokenizer, HuggingFace) and is_imported and not ends_texts:
         write_file(folder / tokenizer.file_name, tokenizer.file_bytes)
         return
     if isinstance(tokenizer, SentencePiece):
@@ -58,7 +61,11 @@ def write_tokenizer(run: Run, folder: Path, model: ModelConfig, tokenizer_class:
     except UserError as error:
         print(f"export: no tokenizer.json: {error}", file=sys.stderr, flush=True)
         return
-    if backend.post_processor is None:
+    if ends_texts and tokenizer.eos is not None:
+        before_text = tokenizer.prefix_tokens().tolist()
+        first = _name(tokenizer, before_text[0]) if before_text else None
+        add_special_tokens(backend, first, _name(tokenizer, tokenizer.eos))
+    elif backend.post_processor is None:
         _add_to_backend(backend, tokenizer, model)
     write_file(folder / "tokenizer.json", backend.to_str())
     settings = {**_describe(tokenizer, model), **imported_settings, "tokenizer_class": "PreTrainedTokenizerFast"}

@@ -1,11 +1,14 @@
 """`generation_config.json`: the settings by which `generate` of Transformers begins, ends and pads."""
 
+import contextlib
 import json
 from pathlib import Path
 
 from t5x_lite.convert.config_table import ForeignConfig
+from t5x_lite.errors import UserError
 from t5x_lite.files import read_json_object, write_file
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.run_dir import Run, open_run, split_step
 
 GENERATION_FILE = "generation_config.json"
 TOKEN_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
@@ -21,11 +24,11 @@ def copy_generation_config(source: Path, target: Path) -> None:
         write_file(target / GENERATION_FILE, json.dumps(read_json_object(source / GENERATION_FILE), indent=2) + "\n")
 
 
-def write_generation_config(run_folder: Path, folder: Path, model: ModelConfig, config: ForeignConfig) -> None:
+def write_generation_config(run: Run, folder: Path, model: ModelConfig, config: ForeignConfig) -> None:
     """Write the file of an export, unless the model does not generate text.
 
     Args:
-        run_folder: the run directory; the file that its weights were imported with is the beginning.
+        run: the run; the file that its weights were imported with is the beginning.
         folder: the folder of the export.
         model: the model.
         config: the content of config.json, which names the special tokens.
@@ -33,6 +36,7 @@ def write_generation_config(run_folder: Path, folder: Path, model: ModelConfig, 
     if model.is_encoder_only or model.head is not None:
         return
     settings: ForeignConfig = {}
+    run_folder = _generation_folder(run)
     if (run_folder / GENERATION_FILE).is_file():
         settings = read_json_object(run_folder / GENERATION_FILE)
     for name in TOKEN_FIELDS:
@@ -40,3 +44,30 @@ def write_generation_config(run_folder: Path, folder: Path, model: ModelConfig, 
         if token_id is not None:
             settings.setdefault(name, token_id)
     write_file(folder / GENERATION_FILE, json.dumps(settings, indent=2) + "\n")
+
+
+def context_length(run: Run) -> int:
+    """Return the longest texts that the weights of a run were trained on, which rotary positions do not limit."""
+    length = max(stage.seq_len for stage in run.config.stages)
+    source = _adapted_run(run)
+    if source is None:
+        return length
+    imported_length = source.huggingface_config.get("max_position_embeddings")
+    return imported_length if isinstance(imported_length, int) else max(length, context_length(source))
+
+
+def _adapted_run(run: Run) -> Run | None:
+    """Return the run that a run adapts, if it is still there."""
+    if run.config.adapt is None:
+        return None
+    with contextlib.suppress(UserError):
+        return open_run(split_step(run.config.adapt.source)[0])
+    return None
+
+
+def _generation_folder(run: Run) -> Path:
+    """Return the run directory that has the settings of `generate`: of a run that adapts another one, the other's."""
+    source = _adapted_run(run)
+    if source is None or (run.config.adapt is not None and run.config.adapt.new_tokenizer):
+        return run.folder
+    return _generation_folder(source)

@@ -17,7 +17,7 @@ from t5x_lite.convert import MODEL_TYPES
 from t5x_lite.convert.classifier import LABEL_FIELDS, TASK_HEADS, architectures_of, read_objective, write_labels
 from t5x_lite.convert.config_table import ForeignConfig, ForeignModel
 from t5x_lite.convert.exported_tokenizer import write_tokenizer
-from t5x_lite.convert.generation_config import write_generation_config
+from t5x_lite.convert.generation_config import context_length, write_generation_config
 from t5x_lite.convert.imported_run import check_new_run_dir, load_params, write_run
 from t5x_lite.convert.imported_tokenizer import load_tokenizer
 from t5x_lite.convert.matching import find_model_type
@@ -46,6 +46,7 @@ from t5x_lite.errors import UserError, suggest
 from t5x_lite.files import check_not_input, read_json_object
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.electra import discriminator_weights
+from t5x_lite.models.positions.rotary import Rotary
 from t5x_lite.objectives.masked import MASK
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.progress import track_progress
@@ -242,10 +243,11 @@ def export_hf(
         write_index(folder / INDEX_FILE, files, dtype.itemsize)
     config = _build_config(run, model, model_type, imported_config, dtype)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    write_tokenizer(run, folder, model, model_type.tokenizer_class)
+    ends_texts = model.family == "decoder" and run.config.model.head is not None
+    write_tokenizer(run, folder, model, model_type.tokenizer_class, ends_texts=ends_texts)
     if sentence_head is not None and model_type.select_architecture(model).settings.get("head") is None:
         write_sentence_encoder(folder, sentence_head, model.embed)
-    write_generation_config(run.folder, folder, model, config)
+    write_generation_config(run, folder, model, config)
     write_model_card(run, exported_step, folder, config, hub_name or folder.resolve().name)
     return folder
 
@@ -325,6 +327,8 @@ def _build_config(
         config["architectures"] = [variant]
     config["model_type"] = model_type.name
     config["dtype"] = str(dtype)
+    if isinstance(model.positions, Rotary):
+        config.setdefault("max_position_embeddings", context_length(run))
     return config
 
 
@@ -336,7 +340,9 @@ def _special_token_ids(run: Run) -> ForeignConfig:
     tokenizer = run.stored_tokenizer
     if tokenizer is None:
         return dict.fromkeys(("eos_token_id", "bos_token_id", "pad_token_id"))
-    ids = {"eos_token_id": tokenizer.eos, "bos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
+    before_text = tokenizer.prefix_tokens().tolist()
+    bos = before_text[0] if before_text else tokenizer.eos
+    ids = {"eos_token_id": tokenizer.eos, "bos_token_id": bos, "pad_token_id": tokenizer.pad}
     named = tokenizer.vocabulary().named
     for mask in MASK:
         if mask in named:

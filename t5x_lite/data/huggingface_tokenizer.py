@@ -94,6 +94,15 @@ class HuggingFace(Tokenizer):
     def suffix_tokens(self) -> Int32[np.ndarray, "tokens"]:
         return super().suffix_tokens() if self._template is None else self._template[1]
 
+    def pair_separator(self) -> Int32[np.ndarray, "tokens"]:
+        with _explained():
+            encoding = self._tokenizer.encode("a", "a", add_special_tokens=True)
+        texts = np.array([-1 if text is None else text for text in encoding.sequence_ids])
+        if not (texts == 0).any() or not (texts == 1).any():
+            return np.zeros(0, np.int32)
+        end_of_first = np.flatnonzero(texts == 0)[-1] + 1
+        return np.array(encoding.ids[end_of_first : np.flatnonzero(texts == 1)[0]][1:], np.int32)
+
     @cached_property
     def _template(self) -> tuple[Int32[np.ndarray, "_"], Int32[np.ndarray, "_"]] | None:
         """Return the ids that the file puts before and after every text; None if it puts none on either side."""

@@ -1,5 +1,6 @@
 """Records of tasks as training rows and as validation batches. A batch is a function of (seed, step) alone."""
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,8 @@ from t5x_lite.objectives import TextToText
 from t5x_lite.objectives.features import stacked
 from t5x_lite.objectives.objective import ExampleContext, Features, Objective
 from t5x_lite.objectives.supervised import Supervised, TaskTokenizer
+
+logger = logging.getLogger(__name__)
 
 MAX_EXAMINED_RECORDS = 1000
 """Training records of a task, evenly spread, whose lengths are compared with that of a row when a run begins."""
@@ -231,8 +234,28 @@ def open_task_data(settings: PipelineSettings, tokenizer: Tokenizer, task_names:
     _check_records(training, "train", settings.data.files)
     _check_records(held_out, "validation", settings.data.validation_files)
     for records in (*training, *held_out):
+        records.label_names = _label_names(records, settings.objective)
         _check_each_record(records, settings.objective)
     return TaskData(settings, task_tokenizer, training, held_out)
+
+
+def _label_names(records: TaskRecords, objective: Objective) -> Sequence[str]:
+    """Return the labels of a task, if the run has the same ones in another order; else nothing."""
+    task_objective = records.task.objective
+    if not isinstance(objective, Supervised) or not isinstance(task_objective, Supervised):
+        return ()
+    names = task_objective.label_names
+    if not names or objective.label_names == names:
+        return ()
+    if sorted(map(str.casefold, names)) == sorted(map(str.casefold, objective.label_names)):
+        return names
+    logger.warning(
+        "task %s: the run has the labels %s, the task %s; numbers in the data are indices of the run's labels",
+        records.name,
+        ", ".join(objective.label_names),
+        ", ".join(names),
+    )
+    return ()
 
 
 def _check_records(tasks: Sequence[TaskRecords], split: str, files: Sequence[str]) -> None:

@@ -14,6 +14,9 @@ from t5x_lite.errors import UserError
 from t5x_lite.objectives.supervised import Record
 from t5x_lite.tasks import TaskSpec, find_task, short_name
 
+LABEL_ROLES = frozenset({"label", "tags"})
+"""Roles whose values are labels."""
+
 
 class TaskRecords:
     """The records of one split of a task, by number. Columns become roles when a record is read.
@@ -24,6 +27,10 @@ class TaskRecords:
         raw_records: the records as they are in their files.
         describe_location: returns where a record comes from, for messages.
         hash: of the content of the files; empty for a TFDS builder, whose name tells its version.
+
+    Attributes:
+        label_names: what the numbers of labels in the records stand for, where the run has the labels of the task in
+            another order; else empty.
 
     Raises:
         UserError: a record without a column that the task needs; names the file and the line.
@@ -42,6 +49,7 @@ class TaskRecords:
         self.raw_records = raw_records
         self.describe_location = describe_location
         self.hash = hash
+        self.label_names: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.raw_records)
@@ -62,7 +70,19 @@ class TaskRecords:
                     f"{self.describe_location(number)}: task {self.name}: {column} is null; remove the record or "
                     "complete it"
                 )
+        if self.label_names:
+            for role in LABEL_ROLES & record.keys():
+                record[role] = self._name_labels(record[role])
         return record
+
+    def _name_labels(self, value: object) -> object:
+        """Return the names of labels that are numbers."""
+        if isinstance(value, list):
+            return [self._name_labels(item) for item in value]
+        text = str(value)
+        if text.isdigit() and int(text) < len(self.label_names):
+            return self.label_names[int(text)]
+        return value
 
     def _read_column(self, raw_record: object, column: str, number: int) -> object:
         """Return the value of a column; the column `a/b` is `b` inside `a`."""

@@ -116,6 +116,10 @@ class Tokenizer(ABC):
             return np.zeros(0, np.int32)
         return np.array([self.eos], np.int32)
 
+    def pair_separator(self) -> Int32[np.ndarray, "tokens"]:
+        """Return the ids between two texts that an encoder reads, beside the token after the first."""
+        return np.zeros(0, np.int32)
+
     def sentinels(self) -> tuple[int, ...]:
         """Return the ids of T5's <extra_id_0>, <extra_id_1>, … in this order."""
         ids: list[int] = []
@@ -137,6 +141,7 @@ class Tokenizer(ABC):
             ends_word=self.ends_word(),
             prefix_tokens=tuple(self.prefix_tokens().tolist()),
             suffix_tokens=tuple(self.suffix_tokens().tolist()),
+            pair_separator=tuple(self.pair_separator().tolist()),
         )
 
     def encode(self, text: str) -> Int32[np.ndarray, "tokens"]:

@@ -246,13 +246,16 @@ def check_tasks(tasks: LoadedTasks, model: ModelConfig, window: int | None = Non
     Raises:
         UserError: with the name of the first such task.
     """
+    from lm_eval.models.utils import normalize_gen_kwargs
+
     limit = window or model.max_length
     for name, task in tasks["tasks"].items():
         if task.OUTPUT_TYPE != "generate_until":
             continue
         if model.is_encoder_only:
             raise UserError(f"task {name} generates text, which a model of family {model.family} does not")
-        new_tokens = (task.config.generation_kwargs or {}).get("max_gen_toks", NEW_TOKENS)
+        settings = normalize_gen_kwargs(task.config.generation_kwargs or {}, NEW_TOKENS)
+        new_tokens = settings["max_gen_toks"]
         if model.family == "decoder" and limit is not None and new_tokens >= limit:
             raise UserError(
                 f"task {name} generates {new_tokens} tokens (max_gen_toks), which leave no room for a prompt in the "

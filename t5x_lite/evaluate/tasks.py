@@ -21,10 +21,11 @@ from t5x_lite.evaluate.metrics import MARGIN_METRICS, METRICS, check_metric
 from t5x_lite.files import write_file
 from t5x_lite.objectives.objective import Features
 from t5x_lite.objectives.policy_optimization import PolicyOptimization
-from t5x_lite.objectives.supervised import Record, Supervised
+from t5x_lite.objectives.supervised import Answer as LabelAnswer
+from t5x_lite.objectives.supervised import Record, Supervised, label_index
+from t5x_lite.objectives.text_to_text import TextToText
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.run_rewards import decode_answer
-from t5x_lite.tasks import TaskSpec
 
 
 class Answer(NamedTuple):
@@ -69,7 +70,7 @@ class TaskEvaluation:
         elif isinstance(data.objective, Supervised):
             self._answers = ScoredAnswers(model, data.objective, data.validation())
         else:
-            self._answers = GeneratedAnswers(model, data.validation())
+            self._answers = GeneratedAnswers(model, data)
 
     def scores(self, folder: Path, names: Collection[str] = ()) -> dict[str, float]:
         """Return `<task>/<metric>` on the validation records of each task.
@@ -129,8 +130,19 @@ class ScoredAnswers:
             scores = list(islice(rows, len(examples)))
             record = records[number]
             prediction = self.objective.prediction(record, examples, scores)
-            margin = self.objective.margin(scores)
-            yield Answer(number, prediction, _reference(records.task, record), margin)
+            reference = self.objective.reference(record)
+            if records.label_names:
+                prediction = self._label_of_task(prediction, records.label_names)
+                reference = self._label_of_task(reference, records.label_names)
+            yield Answer(number, prediction, _with_question(reference, record), self.objective.margin(scores))
+
+    def _label_of_task(self, answer: LabelAnswer, label_names: Sequence[str]) -> LabelAnswer:
+        """Return an answer in the labels of a task, which its metrics know, where the run's have another order."""
+        if isinstance(answer, list):
+            return [label_names[label_index(tag, label_names)] for tag in answer]
+        if isinstance(answer, int):
+            return label_index(self.objective.label_names[answer], label_names)
+        return answer
 
     def _score_examples(self, records: TaskRecords) -> Iterator[dict[str, np.ndarray]]:
         """Yield the scores of each example in order, and then those of the padding of the last batch."""
@@ -150,14 +162,19 @@ class ScoredAnswers:
 class GeneratedAnswers:
     """Answers that a model generates greedily after the inputs of each record."""
 
-    def __init__(self, model: EvaluationModel, validation: TaskValidation) -> None:
+    def __init__(self, model: EvaluationModel, data: TaskData) -> None:
         self.model = model
-        self.validation = validation
+        self.validation = data.validation()
+        self.learned_len = 0
+        # A run may learn longer targets than the files of its tasks say.
+        longest = max(records.task.target_len for records in data.held_out)
+        if isinstance(data.objective, TextToText) and data.objective.target_len > longest:
+            self.learned_len = data.objective.target_len
 
     def __call__(self, records: TaskRecords) -> Iterator[Answer]:
         """Yield the answer to each record."""
         task = records.task
-        greedy = Sampling(task.target_len, temperature=0)
+        greedy = Sampling(max(task.target_len, self.learned_len), temperature=0)
         examples = self.validation.examples(records)
         while batch := list(islice(examples, self.validation.batch_size)):
             prompts = [_prompt(features) for _, features in batch]
@@ -167,7 +184,7 @@ class GeneratedAnswers:
                 prediction: object = text.strip()
                 if isinstance(task.objective, Supervised):
                     prediction = task.objective.from_text(text, record)
-                yield Answer(number, prediction, _reference(task, record))
+                yield Answer(number, prediction, _with_question(task.reference(record), record))
 
 
 class RewardedAnswers:
@@ -200,9 +217,8 @@ def _prompt(features: Features) -> Int[np.ndarray, "_"]:
     return features["tokens"][is_input]
 
 
-def _reference(task: TaskSpec, record: Record) -> object:
+def _with_question(reference: object, record: Record) -> object:
     """Return the right answer, with its question where the answers to a question are judged together (MultiRC)."""
-    reference = task.reference(record)
     if "question" in record and "answer" in record:
         return {"question": record["question"], "label": reference}
     return reference

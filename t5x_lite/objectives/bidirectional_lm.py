@@ -16,9 +16,9 @@ from t5x_lite.objectives.features import segments_of, token_features
 from t5x_lite.objectives.model_protocols import Batch, BidirectionalModel, DropoutKey, LossSettings, LossSums
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features, Objective, TokenRow
 from t5x_lite.objectives.row_kinds import DOCUMENTS, RowKind
-from t5x_lite.objectives.special_tokens import encoder_template, num_encoder_special_tokens
+from t5x_lite.objectives.special_tokens import encoder_template
 
-NUM_SPECIAL_TOKENS = num_encoder_special_tokens(texts=1)
+NUM_SPECIAL_TOKENS = 2
 
 
 class BidirectionalLM(Objective):

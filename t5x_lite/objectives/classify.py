@@ -51,6 +51,10 @@ class Classify(_TextLabel):
     labels: Strings = setting(..., "names of the labels; the data may hold these or their numbers from 0", min_length=2)
 
     @property
+    def label_names(self) -> tuple[str, ...]:
+        return tuple(self.labels)
+
+    @property
     def outputs(self) -> int:
         """Number of labels."""
         return len(self.labels)

@@ -27,6 +27,8 @@ class Contrastive(Objective):
     The two views of `halves` share no token: a random half of the tokens is one view, the others are the other view,
     and both keep their order. Because only the content relates the views, the model learns which words occur in the
     same texts.
+
+    With `train.microbatches` the other texts are those of a microbatch: fewer negatives, and another loss.
     """
 
     name: ClassVar[str] = "contrastive"
@@ -58,7 +60,7 @@ class Contrastive(Objective):
 
     def row_length(self, context: ExampleContext) -> int:
         """Return the largest number of tokens in all views, without their special tokens."""
-        view_length = context.seq_len - num_encoder_special_tokens(texts=1)
+        view_length = context.seq_len - num_encoder_special_tokens(context.vocabulary, texts=1)
         if self.views == "halves":
             return 2 * view_length
         return view_length

@@ -55,7 +55,7 @@ class Extract(Supervised):
 
     def check_context(self, context: ExampleContext) -> None:
         """Refuse a row without room for a context beside the question."""
-        room = context.seq_len - context.num_virtual_tokens - num_encoder_special_tokens(texts=2)
+        room = context.seq_len - context.num_virtual_tokens - num_encoder_special_tokens(context.vocabulary, texts=2)
         if room <= self.question_len:
             raise UserError(
                 f"objective extract: train.seq_len {context.seq_len} leaves no room for a context beside "
@@ -85,7 +85,12 @@ class Extract(Supervised):
         if is_learnable:
             answer = _answer_span(record, offsets)
 
-        room = context.seq_len - context.num_virtual_tokens - num_encoder_special_tokens(texts=2) - len(question)
+        room = (
+            context.seq_len
+            - context.num_virtual_tokens
+            - num_encoder_special_tokens(context.vocabulary, texts=2)
+            - len(question)
+        )
         stride = min(self.window_stride, room)
         windows: list[Features] = []
         for start in range(0, max(len(token_ids) - room, 0) + stride, stride):
@@ -192,7 +197,7 @@ def _window_features(
 ) -> dict[str, np.ndarray]:
     """Return the features of one window, without its weight; `answer` counts from the start of the window."""
     template = task_template(context)
-    window_start = context.num_virtual_tokens + len(template.start) + len(question) + 1
+    window_start = context.num_virtual_tokens + len(template.start) + len(question) + 1 + len(template.between)
     window = slice(window_start, window_start + len(token_ids))
     # XLNet's <cls> comes after the [SEP] of the context.
     cls = window.stop + 1 if template.last else context.num_virtual_tokens

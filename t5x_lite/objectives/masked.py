@@ -141,7 +141,7 @@ class Masked(TokenPrediction):
     def row_length(self, context: ExampleContext) -> int:
         """Return the room between the special tokens."""
         texts = 1 if self.sentences == "none" else 2
-        return context.seq_len - num_encoder_special_tokens(texts)
+        return context.seq_len - num_encoder_special_tokens(context.vocabulary, texts)
 
     def example_lengths(self, context: ExampleContext) -> ExampleLengths:
         return ExampleLengths(context.seq_len, self._predictions(context))

@@ -35,6 +35,8 @@ class Vocabulary:
         frequency: each token's share of the training text, if the objective needs it (`Objective.needs_frequency`).
         ends_word: marks the ids of tokens that end a word, such as those that end with a line break.
         prefix_tokens: ids that the tokenizer puts before every text, such as Llama's <s>.
+        pair_separator: ids that an encoder's tokenizer puts between two texts beside the token after the first, such as
+            RoBERTa's second </s>.
         suffix_tokens: ids that it puts after every text that an encoder_decoder reads, such as T5's </s>.
     """
 
@@ -48,6 +50,7 @@ class Vocabulary:
     ends_word: Bool[np.ndarray, "size"] | None = None
     prefix_tokens: tuple[int, ...] = ()
     suffix_tokens: tuple[int, ...] = ()
+    pair_separator: tuple[int, ...] = ()
 
     def require_eos(self, user: str) -> int:
         """Return the id of the end-of-text token.

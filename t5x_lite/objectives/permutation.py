@@ -68,7 +68,7 @@ class Permutation(Objective):
 
     def row_length(self, context: ExampleContext) -> int:
         """Return the room between the special tokens."""
-        return context.seq_len - num_encoder_special_tokens(2 if self.pairs else 1)
+        return context.seq_len - num_encoder_special_tokens(context.vocabulary, 2 if self.pairs else 1)
 
     def example_lengths(self, context: ExampleContext) -> ExampleLengths:
         predictions = self._predictions(context.seq_len)

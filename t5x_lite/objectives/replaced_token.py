@@ -39,7 +39,7 @@ class ReplacedToken(Objective):
 
     def row_length(self, context: ExampleContext) -> int:
         """Return the room between the special tokens."""
-        return context.seq_len - num_encoder_special_tokens(texts=1)
+        return context.seq_len - num_encoder_special_tokens(context.vocabulary, texts=1)
 
     def example_lengths(self, context: ExampleContext) -> ExampleLengths:
         return self._masked().example_lengths(context)

@@ -39,6 +39,10 @@ class Similarity(Supervised):
         if self.by == "classes" and len(self.labels) < 2:
             yield "objective similarity by classes needs their `labels`"
 
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        return tuple(self.labels)
+
     def head(self, model: ModelConfig) -> HeadConfig:
         """Return a head that scores classes from three vectors; the cosine needs no scores."""
         outputs = len(self.labels) if self.by == "classes" else 0

@@ -33,20 +33,24 @@ class SpecialTokensTemplate:
         start: ids before the first text.
         end: id after each text.
         last: ids after the last one.
+        between: ids between two texts, after the `end` of the first.
     """
 
     start: tuple[int, ...]
     end: int
     last: tuple[int, ...] = ()
+    between: tuple[int, ...] = ()
 
     def size(self, texts: int) -> int:
         """Return the number of special tokens around so many texts."""
-        return len(self.start) + texts + len(self.last)
+        return len(self.start) + texts + len(self.last) + (texts - 1) * len(self.between)
 
     def tokens(self, texts: Sequence[np.ndarray]) -> Int[np.ndarray, "l"]:
         """Return int32 ids of the texts with the special tokens."""
         parts = [np.array(self.start, np.int32)]
-        for text in texts:
+        for number, text in enumerate(texts):
+            if number:
+                parts.append(np.array(self.between, np.int32))
             parts.append(text.astype(np.int32))
             parts.append(np.array([self.end], np.int32))
         parts.append(np.array(self.last, np.int32))
@@ -56,6 +60,7 @@ class SpecialTokensTemplate:
         """Return 0 for the first text with its special tokens, 1 for the second, 2 for the tokens that come last."""
         sizes = [len(text) + 1 for text in texts]
         sizes[0] += len(self.start)
+        sizes[:-1] = [size + len(self.between) for size in sizes[:-1]]
         of_texts = np.repeat(np.arange(len(texts), dtype=np.int32), sizes)
         return np.concatenate([of_texts, np.full(len(self.last), LAST_TYPE, np.int32)])
 
@@ -71,12 +76,12 @@ def encoder_template(vocabulary: Vocabulary, user: str) -> SpecialTokensTemplate
         return SpecialTokensTemplate((), sep, (vocabulary.require_token(user, *LAST_CLS),))
     cls = vocabulary.require_token(user, *CLS)
     sep = vocabulary.require_token(user, *SEP)
-    return SpecialTokensTemplate((cls,), sep)
+    return SpecialTokensTemplate((cls,), sep, between=vocabulary.pair_separator)
 
 
-def num_encoder_special_tokens(texts: int) -> int:
+def num_encoder_special_tokens(vocabulary: Vocabulary, texts: int) -> int:
     """Return the number of special tokens around this many texts in an encoder."""
-    return 1 + texts
+    return 1 + texts + (texts - 1) * len(vocabulary.pair_separator)
 
 
 def task_template(context: ExampleContext, user: str = "a task") -> SpecialTokensTemplate:

@@ -83,6 +83,11 @@ class Supervised(Objective):
         if not self.uses_head and not model.predicts_tokens:
             raise ValueError(f"objective {self.name} needs a model that predicts tokens (model.outputs)")
 
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the labels by their indices; empty if labels are numbers, or there are none."""
+        return ()
+
     def check_record(self, record: Record) -> None:
         """Refuse a record that nothing can be learnt from; by default, one without a right answer.
 
@@ -196,7 +201,7 @@ class Pooled(Supervised):
 
 
 def label_index(label: object, labels: Sequence[str]) -> int:
-    """Return the index of a label, which is its name or its index as a number or a text.
+    """Return the index of a label, which is its name, in any case of letters, or its index as a number or a text.
 
     Raises:
         ValueError: the label is not declared.
@@ -204,6 +209,9 @@ def label_index(label: object, labels: Sequence[str]) -> int:
     text = str(label)
     if text in labels:
         return labels.index(text)
+    folded = [name.casefold() for name in labels]
+    if folded.count(text.casefold()) == 1:
+        return folded.index(text.casefold())
     if text.isdigit() and int(text) < len(labels):
         return int(text)
     raise ValueError(f"label {label!r} is not one of {', '.join(labels)}, nor a number below {len(labels)}")

@@ -45,6 +45,10 @@ class Tag(Supervised):
         False, "predict the tags of a text together, with scores of neighbouring tags", source="Huang et al. 2015"
     )
 
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        return tuple(self.labels)
+
     def head(self, model: ModelConfig) -> HeadConfig:
         return HeadConfig(outputs=len(self.labels), pool="none", mixer=self.mixer, crf=self.crf)
 

@@ -49,7 +49,7 @@ class Translation(Objective):
 
     def row_length(self, context: ExampleContext) -> int:
         """Return the room between the special tokens."""
-        return context.seq_len - num_encoder_special_tokens(texts=2)
+        return context.seq_len - num_encoder_special_tokens(context.vocabulary, texts=2)
 
     def example_lengths(self, context: ExampleContext) -> ExampleLengths:
         return self._masked().example_lengths(context)

@@ -1,7 +1,7 @@
 """The rules of methods that decide which parameters train and how fast, against the papers."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -26,7 +26,9 @@ def test_unfreezing_adds_layers_from_the_top_at_lower_learning_rates() -> None:
     assert factors(layer_weight, 0.0) == [0, 0]
     assert factors(layer_weight, 0.17) == pytest.approx([0, 1 / 2.6])
     assert factors(layer_weight, 0.34) == pytest.approx([1 / 2.6**2, 1 / 2.6])
-    assert factors("tokens.weight", 0.34) == 0
+    for name in ("tokens.weight", "encoder.embedding.norm.scale", "encoder.project.weight"):
+        assert factors(name, 0.34) == 0
+    assert factors("encoder.stack.positions.table", 0.34) == 0
     assert factors("tokens.weight", 0.5) == pytest.approx(2.6**-3)
 
 
@@ -105,6 +107,11 @@ def test_layers_of_cells_in_one_mixer_join_one_after_the_other() -> None:
         assert factor(name, depth / 50 + 1e-3) == pytest.approx([2.6**-depth])
     assert method.learning_rate_factor("tokens.weight", model, 4 / 50 + 1e-3).tolist() == pytest.approx(2.6**-4)
     assert method.learning_rate_factor("head.scores.weight", model, 0.0).tolist() == 1
+
+
+@pytest.mark.parametrize("mix", ["mean", "softmax"])
+def test_a_head_on_a_mixture_of_layers_is_no_head_of_a_plain_model(mix: Literal["mean", "softmax"]) -> None:
+    assert Features(mix=mix).merged_weights({"head.scores.weight": np.zeros((2, 2))}) is None
 
 
 def test_the_penalty_of_a_mixture_is_the_square_of_its_weights() -> None:

@@ -270,9 +270,7 @@ def test_the_assistants_tokens_are_the_targets_wherever_a_row_begins(*, separate
     """A row that begins within an answer, and has two conversations: odd parts are the assistant's."""
     parts = np.array([1, 1, 2, 2, 0, 0, 1, 1, 2])
     row = TokenRow(np.arange(10, 19), np.array([1] * 4 + [2] * 5), parts)
-    data = DataConfig(
-        parts="turns", packing="stream", end_of_document=False, separate_documents=separate_documents
-    )
+    data = DataConfig(parts="turns", packing="stream", end_of_document=False, separate_documents=separate_documents)
     builder = ExampleBuilder(data, Conversation(), context(8))
     weights = builder.build(OneRow(row), 0, (0,))["loss_weights"]  # type: ignore[arg-type]
     border = 4 if separate_documents else None

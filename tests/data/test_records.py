@@ -27,6 +27,7 @@ from t5x_lite.data.task_records import TaskRecords, read_task_records
 from t5x_lite.data.training_data import PipelineSettings
 from t5x_lite.errors import UserError
 from t5x_lite.objectives import ExampleContext
+from t5x_lite.objectives.supervised import Supervised
 from t5x_lite.run_data import open_run_data
 
 SENTENCES = ['he said "no", twice', "two\tparts", "ünï – 3", "plain"]
@@ -301,6 +302,17 @@ def test_records_that_are_longer_than_a_row_are_counted(tmp_path: Path) -> None:
     assert list(data.truncated()) == [
         "task sentences: 1 of 2 training records do not fit into train.seq_len 16 and lose tokens"
     ]
+
+
+def test_labels_in_another_order_are_those_of_the_task_by_their_names(tmp_path: Path) -> None:
+    """The task's 0 is `no`; the run's 0 is YES, as in an imported classifier."""
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.tsv").write_text("sentence\tlabel\nfirst\t0\nsecond\tyes\n")
+    task = write_task(tmp_path / "ordered.yaml")
+    overrides = ("objective.classify.labels=['YES', 'NO']", "task_form=head", "model.family=decoder")
+    data = open_tasks(load_config(tmp_path, task, *overrides))
+    assert isinstance(data.objective, Supervised)
+    assert [data.objective.reference(record) for record in data.held_out[0]] == [1, 0]
 
 
 def test_a_prompt_that_a_reward_model_would_not_read_is_refused(tmp_path: Path) -> None:

@@ -419,6 +419,18 @@ def test_a_task_that_cannot_be_loaded_is_one_line_of_error(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["max_gen_toks", "max_new_tokens"])
+def test_a_task_that_generates_more_than_the_window_is_refused_by_any_name_of_the_setting(
+    name: str, tiny_run: Path, tasks: Path
+) -> None:
+    loaded = load_tasks(["local_votes"], tasks)
+    loaded["tasks"]["local_votes"].config.generation_kwargs = {name: 16, "until": ["\n"]}
+    model = t5x_lite.load(tiny_run).config.model
+    check_tasks(loaded, model, window=32)
+    with pytest.raises(UserError, match="task local_votes generates 16 tokens"):
+        check_tasks(loaded, model, window=16)
+
+
 def test_an_encoder_is_refused_for_tasks_that_generate_text(tiny_run: Path, tasks: Path) -> None:
     """Its loglikelihood tasks are those of test_pseudo_likelihood.py."""
     model = t5x_lite.load(tiny_run)

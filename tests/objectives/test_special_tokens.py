@@ -34,7 +34,7 @@ def test_an_encoders_template_begins_with_cls_and_ends_each_text_with_sep() -> N
     assert template.token_types([FIRST, SECOND]).tolist() == [0, 0, 0, 0, 1, 1]
     for texts in ([FIRST], [FIRST, SECOND]):
         added = len(template.tokens(texts)) - sum(len(text) for text in texts)
-        assert added == num_encoder_special_tokens(len(texts))
+        assert added == num_encoder_special_tokens(vocabulary(), len(texts))
 
 
 def test_a_decoders_template_ends_each_text_with_eos() -> None:

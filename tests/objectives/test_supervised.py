@@ -282,7 +282,7 @@ def test_choices_pairs_and_comparisons_are_rows_of_their_own() -> None:
     assert features["token_types"].tolist() == [[0, 0, 0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1, 1, 0]]
     assert features["targets"] == 1
     for wrong in ({**record, "label": 2}, {**record, "choices": record["choices"] * 2}):
-        with pytest.raises(ValueError, match="expected 2 choices|none of the 2 choices"):
+        with pytest.raises(ValueError, match=r"expected 2 choices|none of the 2 choices"):
             Choice(count=2).examples(wrong, CODER, run)
     pair = {"text": words(10), "second": words(11, 12), "label": 4}
     features = single_example(Similarity(by="cosine"), pair, run)

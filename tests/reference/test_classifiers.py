@@ -121,6 +121,37 @@ def test_an_imported_classifier_is_evaluated_on_a_task(tmp_path: Path) -> None:
     assert scores["views/accuracy"] == pytest.approx(5 / 6)
 
 
+def test_labels_in_another_order_than_a_tasks_are_compared_by_their_names(tmp_path: Path) -> None:
+    """A classifier of the labels BAD and GOOD, and a task whose labels are good and bad."""
+    labels = {"id2label": {0: "BAD", 1: "GOOD"}, "label2id": {"BAD": 0, "GOOD": 1}}
+    theirs = save_model(tmp_path / "theirs", "Bert", "SequenceClassification", vocab_size=len(WORDS), **labels)
+    (tmp_path / "theirs/vocab.txt").write_text("\n".join(WORDS) + "\n")
+    import_hf(tmp_path / "theirs", tmp_path / "run")
+    answers = []
+    for text in TEXTS:
+        token_ids = [2, *[WORDS.index(word) for word in text.split()], 3]
+        with torch.no_grad():
+            answers.append(int(theirs(torch.tensor([token_ids])).logits.argmax()))
+    names = [("bad", "good")[answer] for answer in answers]
+    lines = [f"{text}\t{name}" for text, name in zip(TEXTS, names, strict=True)]
+    (tmp_path / "dev.tsv").write_text("\n".join(["sentence\tlabel", *lines]) + "\n")
+    task = {
+        "about": "six texts",
+        "columns": {"text": "sentence", "label": "label"},
+        "objective": {"classify": {"labels": ["good", "bad"]}},
+        "metrics": ["accuracy"],
+    }
+    (tmp_path / "views.yaml").write_text(json.dumps(task))
+    files = f"data.files={tmp_path}/dev.tsv"
+    overrides = [f"tasks={tmp_path}/views.yaml", files, files.replace("files", "validation_files", 1)]
+    overrides.append("objective.classify.labels=[BAD, GOOD]")
+    model = t5x_lite.load(tmp_path / "run", overrides=overrides)
+    assert model.evaluate()["views/accuracy"] == 1
+    answers_file = next((tmp_path / "run/eval").rglob("views.jsonl"))
+    rows = [json.loads(line) for line in answers_file.read_text().splitlines()]
+    assert [row["prediction"] for row in rows] == [1 - answer for answer in answers]
+
+
 @pytest.mark.parametrize(
     ("name", "head", "settings", "message"),
     [

@@ -20,8 +20,10 @@ from t5x_lite.cli import main  # noqa: E402
 from t5x_lite.convert import MODEL_TYPES  # noqa: E402
 from t5x_lite.convert.config_table import ForeignModel  # noqa: E402
 from t5x_lite.convert.huggingface import export_hf, import_hf  # noqa: E402
+from t5x_lite.convert.imported_run import write_run  # noqa: E402
 from t5x_lite.decode.generate import Sampling  # noqa: E402
 from t5x_lite.errors import UserError  # noqa: E402
+from t5x_lite.models.config import ModelConfig  # noqa: E402
 from t5x_lite.models.experts.activity import router_loss  # noqa: E402
 from t5x_lite.trees import flatten_names  # noqa: E402
 from tests.conftest import REPOSITORY  # noqa: E402
@@ -418,6 +420,47 @@ def chat_model(llama: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
+
+
+@pytest.fixture(scope="module")
+def chat_run(chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return import_hf(chat_model, tmp_path_factory.mktemp("chat_run") / "run").folder
+
+
+def test_an_export_of_adapters_has_the_special_tokens_and_the_length_of_the_model_that_they_adapt(
+    chat_model: Path, chat_run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "text.txt").write_text("hello world\n" * 40)
+    config = {
+        "adapt": {"from": str(chat_run), "method": "lora"},
+        "data": {"files": f"{tmp_path}/text.txt", "document": "line", "validation_files": f"{tmp_path}/text.txt"},
+        "train": {"steps": 1, "batch_size": 2, "seq_len": 8, "peak_flops": 1e9},
+    }
+    (tmp_path / "lora.yaml").write_text(json.dumps(config))
+    words = [f"run_dir={tmp_path / 'lora'}", f"data.cache_dir={tmp_path}/cache", "data.prepare_processes=1"]
+    assert main(["train", str(tmp_path / "lora.yaml"), *words]) == 0
+    export_hf(tmp_path / "lora", tmp_path / "out")
+    source = json.loads((chat_model / "config.json").read_text())
+    exported = json.loads((tmp_path / "out/config.json").read_text())
+    assert exported["bos_token_id"] == WORDS.index("<s>")
+    assert exported["eos_token_id"] == WORDS.index("<|im_end|>")
+    assert exported["max_position_embeddings"] == source["max_position_embeddings"]
+
+
+def test_the_export_of_a_decoder_for_vectors_ends_texts_as_its_training_did(chat_run: Path, tmp_path: Path) -> None:
+    base = t5x_lite.load(chat_run)
+    head = {"outputs": 0, "pool": "last"}
+    model = ModelConfig.model_validate({**base.config.model.model_dump(mode="json"), "head": head})
+    write_run(tmp_path / "run", model, None, base.params, base.tokenizer)
+    export_hf(tmp_path / "run", tmp_path / "out")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    ours = t5x_lite.load(tmp_path / "run")
+    token_ids = tokenizer("hello world")["input_ids"]
+    assert token_ids == ours.encode_text("hello world").tolist() == [1, 4, 5, 3]
+    theirs = transformers.AutoModel.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        vector = theirs(torch.tensor([token_ids])).last_hidden_state[0, -1].numpy()
+    np.testing.assert_allclose(ours.embed(["hello world"])[0], vector, atol=1e-5)
 
 
 def test_special_tokens_are_those_of_the_folder_and_not_those_of_their_names(chat_model: Path, tmp_path: Path) -> None:

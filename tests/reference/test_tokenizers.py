@@ -29,7 +29,7 @@ from t5x_lite.errors import UserError  # noqa: E402
 from t5x_lite.models.config import ModelConfig  # noqa: E402
 from t5x_lite.models.spec import model_spec  # noqa: E402
 from t5x_lite.objectives.objective import ExampleContext  # noqa: E402
-from t5x_lite.objectives.special_tokens import encoder_template  # noqa: E402
+from t5x_lite.objectives.special_tokens import build_text_features, encoder_template  # noqa: E402
 from t5x_lite.objectives.supervised import TaskTokenizer  # noqa: E402
 from t5x_lite.objectives.text_to_text import TextToText  # noqa: E402
 from t5x_lite.run_dir import Run  # noqa: E402
@@ -252,6 +252,11 @@ def test_robertas_two_files_are_read_as_transformers_reads_them(tmp_path: Path) 
     ours, theirs = compare_import(tmp_path, "roberta", [*TEXTS, NAMES])
     assert [ours.id_of(name) for name in ROBERTA] == theirs.convert_tokens_to_ids(list(ROBERTA)) == [0, 1, 2, 3, 4]
     assert ours.eos == theirs.eos_token_id
+    first, second = (ours.encode(text) for text in (ENGLISH, "a dog"))
+    pair = theirs(ENGLISH, "a dog")["input_ids"]
+    assert encoder_template(ours.vocabulary(), "test").tokens([first, second]).tolist() == pair
+    context = ExampleContext(len(pair), ours.vocabulary(), "encoder")
+    assert build_text_features([first, second], context)["tokens"].tolist() == pair
 
 
 def test_a_pair_for_bart_is_that_of_its_fine_tuning_in_transformers(tmp_path: Path) -> None:

@@ -41,6 +41,12 @@ def build_untied_t5() -> PreTrainedModel:
     return model
 
 
+def build_umt5(**settings: Setting) -> PreTrainedModel:
+    sizes = {"vocab_size": VOCAB, "d_model": EMBED, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 3}
+    config = transformers.UMT5Config(**{**sizes, "decoder_start_token_id": 0, **settings})
+    return transformers.UMT5ForConditionalGeneration(config)
+
+
 def build_long_t5(**settings: Setting) -> PreTrainedModel:
     sizes = {"vocab_size": VOCAB, "d_model": EMBED, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 3}
     sizes |= {"local_radius": 5, "global_block_size": 4, "decoder_start_token_id": 0}
@@ -320,6 +326,7 @@ GPT_OSS = {
 TINY_MODELS = {
     "T5 v1.0": TinyModel("span_corruption", build_t5),
     "T5 v1.1": TinyModel("span_corruption", build_untied_t5),
+    "umT5": TinyModel("span_corruption", build_umt5),
     "LongT5, local": TinyModel("span_corruption", build_long_t5),
     "LongT5": TinyModel(
         "span_corruption",
