@@ -14,8 +14,8 @@ from t5x_lite.cli import main
 from t5x_lite.data.tokenizer_config import Words
 from t5x_lite.data.word_vocabulary import read_words
 from t5x_lite.errors import UserError
-from t5x_lite.models.spec import model_spec
 from t5x_lite.models.character_ids import PADDING, WORD_BEGIN, WORD_END
+from t5x_lite.models.spec import model_spec
 from t5x_lite.objectives.objective import ExampleLengths
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.run_dir import new_run

@@ -187,6 +187,8 @@ PUBLISHED = {
     # Released checkpoints; Warner et al. 2024, §2.1, say 149M and 395M.
     "modernbert/base": 149_655_232,
     "modernbert/large": 395_881_664,
+    # Portes et al. 2023, Table 1.
+    "mosaicbert/base": 137e6,
     # Le Breton et al. 2025, §3.
     "neobert/250m": 250e6,
     # Weller et al. 2025, §3: the models' names.

@@ -162,6 +162,9 @@ class ModelConfig(Config):
     scale_output: bool = setting(False, "divide states by sqrt(embed) before the token logits", source="T5's code")
     logit_softcap: float | None = setting(None, "logits become cap·tanh(logits / cap)", gt=0)
     dropout: float = setting(0.0, "share of activations zeroed in training", ge=0, lt=1)
+    attention_dropout: float | None = setting(
+        None, "share of attention weights zeroed in training; null: that of `dropout`", ge=0, lt=1
+    )
     variational_dropout: bool = setting(
         False, "zero the same channels of the residual stream at all tokens of a row", source="Gal & Ghahramani 2016"
     )
@@ -257,6 +260,11 @@ class ModelConfig(Config):
     def adds_special_tokens(self) -> bool:
         """True if texts are read between the special tokens of a task: in an encoder, and where they get vectors."""
         return self.is_encoder_only or self.gives_vectors
+
+    @property
+    def dropout_of_attention(self) -> float:
+        """Share of attention weights zeroed in training."""
+        return self.dropout if self.attention_dropout is None else self.attention_dropout
 
     @property
     def summed_width(self) -> int:

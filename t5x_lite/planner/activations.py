@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from t5x_lite.models.attention.context import BlockLimits
-from t5x_lite.models.attention.kernels import unfused_kinds
+from t5x_lite.models.attention.kernels import fuses_cross_attention, unfused_kinds
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layer_config import LayerConfig
 from t5x_lite.models.layer_path import depth_of_stack
@@ -139,7 +139,7 @@ def _score_values(workload: Workload, platform: str) -> float:
         decoder = model.decoder_model
         depth = model.decoder_layers / model.layers
         pairs += depth * kept_pairs(decoder, lengths.targets, causal=True)
-        if unfused_kinds(decoder, lengths.targets, platform, causal=True):
+        if not fuses_cross_attention(model, lengths.targets, platform):
             pairs += depth * lengths.targets * lengths.tokens
         tokens += lengths.targets
     width = workload.bytes_per_activation

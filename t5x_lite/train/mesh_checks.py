@@ -11,6 +11,8 @@ from t5x_lite.models.attention import kernels
 from t5x_lite.models.experts.dispatch import check_dispatch
 from t5x_lite.models.mesh_sizes import check_mesh_sizes
 from t5x_lite.models.pipeline import microbatch_count
+from t5x_lite.objectives.dummy_example import LARGEST_VOCAB, dummy_context
+from t5x_lite.objectives.mixed_rows import largest_lengths
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.memory import check_host_offload
 from t5x_lite.run_teacher import open_teacher
@@ -57,7 +59,7 @@ def check_mesh(mesh: Mesh, config: RunConfig, platform: str) -> dict[str, str]:
             for stage in config.stages:
                 if stage.name:
                     _check_stage(mesh, config, stage, platform)
-            return kernels.planned_kernels(config.model, train.seq_len, platform)
+            return _plan_kernels(config, train.seq_len, platform)
     except ValueError as error:
         raise UserError(str(error)) from None
 
@@ -68,7 +70,14 @@ def _check_stage(mesh: Mesh, config: RunConfig, stage: Stage, platform: str) -> 
     meshes.check_rows(mesh, rows, f"{title(stage)}: batch_size / train.microbatches")
     if mesh.shape["pipeline"] > 1:
         microbatch_count(config.model.pipeline_microbatches, rows, mesh.shape["pipeline"])
-    kernels.planned_kernels(config.model, stage.seq_len, platform)
+    _plan_kernels(config, stage.seq_len, platform)
+
+
+def _plan_kernels(config: RunConfig, seq_len: int, platform: str) -> dict[str, str]:
+    """Return the kernel of each kind of attention in rows of `seq_len` tokens, or raise ValueError."""
+    context = dummy_context(LARGEST_VOCAB, seq_len, config.model.family)
+    targets = largest_lengths(config.row_objectives, context).targets
+    return kernels.planned_kernels(config.model, seq_len, platform, targets)
 
 
 def _check_teacher_sizes(mesh: Mesh, config: RunConfig) -> None:

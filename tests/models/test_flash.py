@@ -49,7 +49,7 @@ def random_inputs(
         segment_ids(keys, packed=packed),
         prefix,
         bias,
-        jnp.array([0, SEED], jnp.int32),
+        jnp.array([0, SEED, 0, HEADS], jnp.int32),
     )
 
 
@@ -212,7 +212,7 @@ def test_the_kernels_compile_for_a_gpu_without_one_and_without_a_square_array() 
     heads_of_tokens = jax.ShapeDtypeStruct((1, length, HEADS, 64), jnp.bfloat16)
     segments = jax.ShapeDtypeStruct((1, length), jnp.int32)
     bias = jax.ShapeDtypeStruct((HEADS, 2 * length), jnp.float32)
-    scalars = jax.ShapeDtypeStruct((2,), jnp.int32)
+    scalars = jax.ShapeDtypeStruct((4,), jnp.int32)
     gradient = jax.jit(jax.grad(total, (0, 1, 2, 4)))
     device = jax.sharding.AbstractDevice("NVIDIA H100", num_cores=1, platform="gpu")
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):

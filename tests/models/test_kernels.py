@@ -402,8 +402,32 @@ def test_layers_of_one_kind_with_other_mixers_have_kernels_of_their_own() -> Non
     assert "head_dim 192 is over 128" in planned
 
 
+def test_each_stack_and_cross_attention_have_the_kernel_of_their_lengths() -> None:
+    """Of splash an encoder of 512 tokens is; 114 targets are no multiple of 128, and cross-attention is never."""
+    sizes = {"layers": 2, "embed": 128, "heads": 2, "positions": "rotary", "compute": "bfloat16"}
+    config = ModelConfig(family="encoder_decoder", **sizes)
+    planned = planned_kernels(config, 512, "tpu", targets=114)
+    assert planned["dense"].startswith("splash (the kernel for tpu); flash (not splash: length 114 is not a multiple")
+    assert planned["cross-attention"].startswith("flash (not splash: ")
+    with pytest.raises(ValueError, match="length 114 is not a multiple of 128"):
+        planned_kernels(config.model_copy(update={"kernel": "splash"}), 512, "tpu", targets=114)
+    unfused = planned_kernels(config.model_copy(update={"kernel": "xla"}), 512, "tpu", targets=114)
+    assert unfused == {"dense": "xla (model.kernel)", "cross-attention": "xla (model.kernel)"}
+
+
+def test_a_kernel_is_refused_for_attention_dropout_with_the_setting_that_avoids_it() -> None:
+    config = ModelConfig(layers=2, embed=512, heads=2, positions="rotary", compute="bfloat16", dropout=0.1)
+    assert planned_kernels(config, 512, "tpu")["dense"] == (
+        "xla (not splash: it does not support attention dropout (model.attention_dropout=0 is without); not flash: "
+        "head_dim 256 is over 128)"
+    )
+    without = config.model_copy(update={"attention_dropout": 0.0})
+    assert planned_kernels(without, 512, "tpu")["dense"] == "splash (the kernel for tpu)"
+
+
 def test_a_kernel_that_can_compute_cross_attention_is_chosen() -> None:
     cross = KernelRequirements(512, 64, "bfloat16", causal=False, self_attention=False)
+    assert choose_kernel(Dense(), cross, "xla", "gpu")[0] == "xla"
     assert choose_kernel(Dense(), cross, "auto", "gpu")[0] == "flash"
     assert choose_kernel(Dense(), cross, "splash", "tpu")[0] == "flash"
     decoding = replace(cross, in_order=False)

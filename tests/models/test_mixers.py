@@ -392,6 +392,6 @@ def test_attention_of_a_decoder_alone_is_planned() -> None:
     encoder = [{"mixer": {"lstm": {"bidirectional": True}}}]
     settings = {**SIZES, "family": "encoder_decoder", "pattern": encoder, "decoder_mixer": "attention"}
     model = ModelConfig.model_validate({**settings, "positions": "relative"})
-    assert list(planned_kernels(model, 64, "tpu")) == ["dense"]
+    assert list(planned_kernels(model, 64, "tpu", targets=64)) == ["dense", "cross-attention"]
     with pytest.raises(ValueError, match=r"model\.kernel=splash cannot compute this attention"):
-        planned_kernels(model.model_copy(update={"kernel": "splash"}), 64, "tpu")
+        planned_kernels(model.model_copy(update={"kernel": "splash"}), 64, "tpu", targets=64)

@@ -78,9 +78,26 @@ def check_dropout_of_shared_heads() -> None:
     np.testing.assert_allclose(slope, (higher - lower) / (2 * step), rtol=5e-3)
 
 
+def check_dropout_is_the_same_on_a_mesh() -> None:
+    """Compare attention with dropout on a mesh that cuts rows, heads and the length with that on one device."""
+    rng = np.random.default_rng(2)
+    sides = [jnp.asarray(rng.standard_normal((4, LENGTH, HEADS, 16)), jnp.float32) for _ in range(3)]
+    positions = TokenPositions(np.arange(LENGTH), jnp.ones((4, LENGTH), jnp.int32))
+    context = AttentionContext(positions, positions, causal=True, self_attention=True)
+    settings = AttentionSettings(interpret=True, dropout=0.3)
+
+    def attend(*arrays: Any) -> jax.Array:
+        return flash.attention(AttentionInputs(*arrays, context, settings, jax.random.key(3)), Dense())
+
+    expected = attend(*sides)
+    with jax.set_mesh(meshes.make_mesh(MeshConfig(data=2, context=2, tensor=2))):
+        np.testing.assert_allclose(jax.jit(attend)(*sides), expected, atol=3e-5)
+
+
 def main() -> None:
     """Compare dense and local attention, causal and not."""
     check_dropout_of_shared_heads()
+    check_dropout_is_the_same_on_a_mesh()
     mesh = meshes.make_mesh(MeshConfig(data=2, context=2, tensor=2))
     for kind in (Dense(), Local(window=9)):
         compare(kind, mesh, causal=True)

@@ -195,7 +195,7 @@ def pallas_attention(case: Case, tiling: Tiling, interpret: bool, inputs: Inputs
         key_segments=inputs.key_segments,
         prefix=None,
         bias=inputs.bias,
-        scalars=jnp.array([0, DROPOUT_SEED], jnp.int32),
+        scalars=jnp.array([0, DROPOUT_SEED, 0, inputs.query.shape[2]], jnp.int32),
     )
     return flash_attention(flash_inputs, settings)
 

@@ -19,7 +19,7 @@ def unsupported_reason(kind: AttentionKind, required: KernelRequirements, platfo
     if required.bias:
         return "it does not support positions that add a bias to the scores"
     if required.dropout:
-        return "it does not support attention dropout"
+        return "it does not support attention dropout (model.attention_dropout=0 is without)"
     if required.prefix:
         return "it does not support a prefix that is attended to both ways"
     if required.dtype not in {"bfloat16", "float16"}:

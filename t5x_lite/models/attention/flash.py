@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from t5x_lite.integers import ceil_div, next_power_of_two
 from t5x_lite.models.attention import flash_gpu, flash_tpu
@@ -95,7 +95,7 @@ def attention(inputs: AttentionInputs, kind: AttentionKind) -> Float[Array, "b l
         key_segments=context.keys.segment_ids,
         prefix=prefix,
         bias=bias,
-        scalars=jnp.stack([jnp.zeros((), jnp.int32), seed]),
+        scalars=_scalars(seed, inputs.query.shape[2]),
     )
     if active_mesh() is None:
         return flash_attention(arrays, settings)
@@ -139,20 +139,27 @@ def _compute_shard(arrays: FlashInputs, settings: FlashSettings, length: int, sp
     key = gather_shards(arrays.key, specs.key, 1)
     keys = key.shape[1]
     bias = arrays.bias
-    first_query = jnp.zeros((), jnp.int32)
-    if queries < length:
-        first_query = first_query + jax.lax.axis_index("context") * queries
-        if bias is not None:
-            bias = jax.lax.dynamic_slice_in_dim(bias, length - queries - first_query, queries + keys, axis=1)
-    # Every shard of the queries drops weights of its own: its number goes into the seed. Devices that hold the same
-    # shard drop the same ones.
-    shard = jnp.zeros((), jnp.int32)
-    axes = mesh_axes(specs.query)
-    if axes:
-        shard = jax.lax.axis_index(axes)
-    scalars = jnp.stack([first_query, arrays.scalars[1] + shard])
+    first_row, first_query, first_head = (_first_index(arrays.query, specs.query, axis) for axis in range(3))
+    if queries < length and bias is not None:
+        bias = jax.lax.dynamic_slice_in_dim(bias, length - queries - first_query, queries + keys, axis=1)
+    heads = arrays.scalars[3]
+    scalars = jnp.stack([first_query, arrays.scalars[1], first_row * heads + first_head, heads])
     value = gather_shards(arrays.value, specs.value, 1)
     return flash_attention(replace(arrays, key=key, value=value, bias=bias, scalars=scalars), settings)
+
+
+def _first_index(shard: Array, spec: PartitionSpec, axis: int) -> Int[Array, ""]:
+    """Return the index of the first entry of a shard along an axis of the whole array."""
+    axes = mesh_axes([spec[axis]])
+    if not axes:
+        return jnp.zeros((), jnp.int32)
+    return jax.lax.axis_index(axes) * shard.shape[axis]
+
+
+def _scalars(seed: Int[Array, ""], heads: int) -> Int[Array, "4"]:
+    """Return the scalars of a device that has the whole batch; see `FlashInputs`."""
+    zero = jnp.zeros((), jnp.int32)
+    return jnp.stack([zero, seed, zero, jnp.int32(heads)])
 
 
 def flash_attention(inputs: FlashInputs, settings: FlashSettings) -> Float[Array, "b l h k"]:

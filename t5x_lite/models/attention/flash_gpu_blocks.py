@@ -34,7 +34,6 @@ class ProgramRefs:
     bias: Ref | None
     batch: Scalar
     head: Scalar
-    heads: int
     settings: FlashSettings
 
     def scores(
@@ -64,7 +63,7 @@ class ProgramRefs:
         )
         keep = None
         if settings.dropout > 0:
-            head = self.batch * self.heads + self.head
+            head = self.scalars[2] + self.batch * self.scalars[3] + self.head
             keep = keep_mask(self.scalars[1], head, query_index, key_index, settings.dropout)
         return jnp.where(mask, scores, MASK_VALUE), mask, keep
 
@@ -89,8 +88,7 @@ def split_refs(
         optional["prefix"] = remaining.pop(0)
     if inputs.bias is not None:
         optional["bias"] = remaining.pop(0)
-    heads = inputs.query.shape[2]
-    return ProgramRefs(**named, **optional, batch=batch, head=head, heads=heads, settings=settings), remaining
+    return ProgramRefs(**named, **optional, batch=batch, head=head, settings=settings), remaining
 
 
 ProgramPlace = Callable[..., tuple[Scalar, Scalar]]
@@ -121,7 +119,7 @@ def input_specs(inputs: FlashInputs, place: ProgramPlace) -> tuple[list[pl.Block
         return (0,)
 
     specs = [
-        pl.BlockSpec((2,), scalars_block),
+        pl.BlockSpec((4,), scalars_block),
         pl.BlockSpec((None, length, None, width), query_block),
         pl.BlockSpec((None, keys, None, width), key_block),
         pl.BlockSpec((None, keys, None, width), key_block),

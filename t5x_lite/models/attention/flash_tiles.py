@@ -76,7 +76,8 @@ class FlashInputs:
         prefix: 1 where a key belongs to the prefix.
         bias: bias of head h at the offset key - query = x - (l - 1), `[h, x]`; the kernels take it as
             `diagonal_tiles`.
-        scalars: index of the first query in the row, and the seed of dropout.
+        scalars: index of the first query in the row, the seed of dropout, the number of the first attention matrix
+            among those of the whole batch, and the heads of a row, of which this device may have some.
     """
 
     query: Float[Array, "b l h k"]
@@ -86,7 +87,7 @@ class FlashInputs:
     key_segments: Int[Array, "b m"]
     prefix: Int[Array, "b m"] | None
     bias: Float[Array, "h ..."] | None
-    scalars: Int[Array, "2"]
+    scalars: Int[Array, "4"]
 
 
 jax.tree_util.register_dataclass(FlashInputs)
@@ -149,13 +150,13 @@ def keep_mask(
 ) -> Bool[Array, "..."]:
     """Return which attention weights dropout keeps: a hash of the seed and of the weight's position.
 
-    It is a function of positions alone, so that forward and backward passes, tiles of any size and the dense form
-    agree. The finalizer of MurmurHash3 (Appleby 2011) mixes the bits after each part, or the masks of neighbouring
+    It is a function of positions alone, so that forward and backward passes, tiles of any size, any mesh and the dense
+    form agree. The finalizer of MurmurHash3 (Appleby 2011) mixes the bits after each part, or the masks of neighbouring
     seeds and heads would be shifted copies of each other.
 
     Args:
-        seed: seed of the step, the layer and the device.
-        head: number of the attention matrix over batch and heads.
+        seed: seed of the step and the layer.
+        head: number of the attention matrix over the rows and heads of the whole batch.
         query: positions of the queries in the row.
         key: positions of the keys.
         rate: share that is dropped.

@@ -207,7 +207,7 @@ def _is_visible(refs: TileRefs, tile: Tile, settings: FlashSettings) -> Any:
 
 
 def _scores(
-    refs: TileRefs, tile: Tile, heads: int, settings: FlashSettings
+    refs: TileRefs, tile: Tile, settings: FlashSettings
 ) -> tuple[Float[Array, "q m"], Bool[Array, "q m"], Bool[Array, "q m"] | None]:
     """Return the scores of one tile times log2(e), which keys are visible, and which weights dropout keeps."""
     shape = (settings.block_q, settings.block_k)
@@ -222,7 +222,7 @@ def _scores(
     mask = tile_mask(query_index, key_index, segments, refs.key_segments[...], prefix, settings)
     keep = None
     if settings.dropout > 0:
-        head = tile.batch * heads + tile.head
+        head = refs.scalars[2] + tile.batch * refs.scalars[3] + tile.head
         keep = keep_mask(refs.scalars[1], head, query_index, key_index, settings.dropout)
     return jnp.where(mask, scores, MASK_VALUE), mask, keep
 
@@ -239,7 +239,7 @@ def _forward_kernel(*all_refs: Ref, inputs: FlashInputs, settings: FlashSettings
 
     @pl.when(_is_visible(refs, tile, settings))
     def _add() -> None:
-        scores, mask, keep = _scores(refs, tile, inputs.query.shape[2], settings)
+        scores, mask, keep = _scores(refs, tile, settings)
         largest = largest_ref[:, :1]
         new_largest = jnp.maximum(largest, jnp.max(scores, axis=1, keepdims=True))
         weights = jnp.where(mask, jnp.exp2(scores - new_largest), 0.0)
@@ -261,10 +261,10 @@ def _forward_kernel(*all_refs: Ref, inputs: FlashInputs, settings: FlashSettings
 
 
 def _tile_gradients(
-    refs: TileRefs, gradients: GradientRefs, tile: Tile, heads: int, settings: FlashSettings
+    refs: TileRefs, gradients: GradientRefs, tile: Tile, settings: FlashSettings
 ) -> tuple[Float[Array, "q m"], Float[Array, "q m"]]:
     """Return the weights after dropout, and the gradient of the scores of one tile."""
-    scores, mask, keep = _scores(refs, tile, heads, settings)
+    scores, mask, keep = _scores(refs, tile, settings)
     return score_gradients(
         scores,
         mask,
@@ -289,7 +289,7 @@ def _query_gradient_kernel(*all_refs: Ref, inputs: FlashInputs, settings: FlashS
     @pl.when(_is_visible(refs, tile, settings))
     def _add() -> None:
         key = refs.key[...]
-        _, score_gradient = _tile_gradients(refs, gradients, tile, inputs.query.shape[2], settings)
+        _, score_gradient = _tile_gradients(refs, gradients, tile, settings)
         sum_ref[...] += dot(score_gradient.astype(key.dtype), key, (1, 0))
 
     @pl.when(tile.key == pl.num_programs(3) - 1)
@@ -312,7 +312,7 @@ def _key_value_gradient_kernel(*all_refs: Ref, inputs: FlashInputs, settings: Fl
     def _add() -> None:
         query = refs.query[...]
         out_gradient = gradients.out_gradient[...]
-        weights, score_gradient = _tile_gradients(refs, gradients, tile, inputs.query.shape[2], settings)
+        weights, score_gradient = _tile_gradients(refs, gradients, tile, settings)
         value_sum_ref[...] += dot(weights.astype(out_gradient.dtype), out_gradient, (0, 0))
         key_sum_ref[...] += dot(score_gradient.astype(query.dtype), query, (0, 0))
 
@@ -338,5 +338,5 @@ def _bias_gradient_kernel(*all_refs: Ref, inputs: FlashInputs, settings: FlashSe
 
     @pl.when((key >= 0) & (key < key_tiles) & _is_visible(refs, tile, settings))
     def _add() -> None:
-        _, score_gradient = _tile_gradients(refs, gradients, tile, inputs.query.shape[2], settings)
+        _, score_gradient = _tile_gradients(refs, gradients, tile, settings)
         tile_ref[...] += score_gradient

@@ -16,7 +16,7 @@ from t5x_lite.models.attention.context import (
     KernelName,
     KernelRequirements,
 )
-from t5x_lite.models.attention.kinds import ATTENTION, AttentionKind, TransientGlobal
+from t5x_lite.models.attention.kinds import ATTENTION, AttentionKind, Dense, TransientGlobal
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.mixers import SelfAttention
 from t5x_lite.models.sharding import num_shards, target_platform
@@ -48,6 +48,8 @@ FUSED_KERNELS: dict[str, tuple[KernelName, ...]] = {
     "cuda": ("cudnn", "flash"),
 }
 """The fused kernels of a platform, the fastest first."""
+CROSS_ATTENTION = "cross-attention"
+"""Name of the attention to an encoder's output, beside those of attention kinds."""
 
 
 def attend(
@@ -119,12 +121,14 @@ def choose_kernel(
 ) -> tuple[KernelName, str]:
     """Return the kernel for one layer on a platform, and the reason for it.
 
-    It is the requested one; or under `auto`, and for cross-attention, the fastest of the platform that can compute it,
-    else XLA.
+    It is the requested one; or under `auto`, and for cross-attention under any but `xla`, the fastest of the platform
+    that can compute it, else XLA.
 
     Raises:
         ValueError: the requested kernel cannot compute it.
     """
+    if requested == "xla":
+        return "xla", "model.kernel"
     if not required.self_attention and not required.in_order:
         return "xla", "queries and keys are not in order, as in decoding"
     if requested != "auto" and required.self_attention:
@@ -189,7 +193,7 @@ def _plan_kernels(config: ModelConfig, length: int, platform: str, *, causal: bo
         dtype=config.compute,
         causal=causal,
         bias=config.positions.adds_bias,
-        dropout=config.dropout > 0,
+        dropout=config.dropout_of_attention > 0,
         prefix=config.prefix_lm,
         softcap=config.attention_softcap is not None,
         sinks=config.attention_sinks,
@@ -211,22 +215,46 @@ def _plan_kernels(config: ModelConfig, length: int, platform: str, *, causal: bo
     return list(dict.fromkeys(planned))
 
 
+def _plan_cross_attention(config: ModelConfig, targets: int, platform: str) -> tuple[KernelName, str]:
+    required = KernelRequirements(
+        length=targets,
+        head_dim=config.head_dim,
+        dtype=config.compute,
+        causal=False,
+        self_attention=False,
+        dropout=config.dropout_of_attention > 0,
+        softcap=config.attention_softcap is not None,
+    )
+    return choose_kernel(Dense(), required, config.kernel, platform)
+
+
+def fuses_cross_attention(config: ModelConfig, targets: int, platform: str) -> bool:
+    """Return whether the scores of cross-attention from `targets` tokens stay in a fused kernel."""
+    return _plan_cross_attention(config, targets, platform)[0] != "xla"
+
+
 def unfused_kinds(config: ModelConfig, length: int, platform: str, *, causal: bool) -> set[AttentionKind]:
     """Return the attention kinds of a model that XLA computes in rows of `length`, scores and all."""
     planned = _plan_kernels(config, length, platform, causal=causal)
     return {choice.kind for choice in planned if choice.kernel == "xla"}
 
 
-def planned_kernels(config: ModelConfig, length: int, platform: str) -> dict[str, str]:
-    """Return the kernel, and the reason for it, of each attention kind of a model trained on rows of `length`.
+def planned_kernels(config: ModelConfig, length: int, platform: str, targets: int = 0) -> dict[str, str]:
+    """Return the kernel, and the reason for it, of each attention kind of a model in training.
+
+    Args:
+        config: the model.
+        length: tokens of a row; of an encoder_decoder, of the encoder.
+        platform: of the devices.
+        targets: tokens of the decoder of an encoder_decoder.
 
     Raises:
         ValueError: see `choose_kernel`.
     """
     names = {kind: name for name, kind in ATTENTION.items()}
     planned = _plan_kernels(config, length, platform, causal=config.family == "decoder")
-    if config.decoder_model is not config:
-        planned += _plan_kernels(config.decoder_model, length, platform, causal=True)
+    if config.family == "encoder_decoder":
+        planned += _plan_kernels(config.decoder_model, targets, platform, causal=True)
     descriptions: dict[str, list[str]] = {}
     for choice in planned:
         name = names[type(choice.kind)]
@@ -234,6 +262,9 @@ def planned_kernels(config: ModelConfig, length: int, platform: str) -> dict[str
         if settings:
             name = f"{name} ({settings})"
         descriptions.setdefault(name, []).append(f"{choice.kernel} ({choice.reason})")
+    if config.family == "encoder_decoder":
+        kernel, reason = _plan_cross_attention(config, targets, platform)
+        descriptions[CROSS_ATTENTION] = [f"{kernel} ({reason})"]
     return {name: "; ".join(dict.fromkeys(kernels)) for name, kernels in descriptions.items()}
 
 
