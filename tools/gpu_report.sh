@@ -3,7 +3,7 @@
 # `plan`, profiles, and a short run on real text. Each step has a time limit, and its figures are written at once.
 #   bash tools/gpu_report.sh OUT [--wheels FOLDER] [--only "STEP …"] [--text FILES] [--tiny]
 # Nothing is installed from the network: missing packages are installed from the wheels in FOLDER. `--tiny` runs every
-# step on a CPU.
+# step with a tiny model on a CPU.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 
@@ -72,6 +72,10 @@ for item in $only; do
       settings+=(model.dropout=0 model.remat=none train.loss_chunks=1 train.batch_size=64 eval.every_steps=100 eval.batches=8)
       settings+=(checkpoint.every_steps=100000 tokenizer.byte_bpe.vocab=50257 optimizer.warmup_steps=100)
       settings+=("train.steps=${TRAIN_STEPS:-600}")
+      if [[ ${#tiny[@]} -gt 0 ]]; then
+        settings+=(model.layers=2 model.embed=32 model.heads=2 train.seq_len=32 train.batch_size=4 train.steps=4)
+        settings+=(tokenizer.byte_bpe.vocab=270 model.vocab=270 optimizer.warmup_steps=2 eval.every_steps=4 train.peak_flops=1e9)
+      fi
       run "${TRAIN_SECONDS:-300}" train "$python" -m t5x_lite train "${settings[@]}"
       cp "$out/run/metrics.jsonl" "$out/train_metrics.jsonl" 2>/dev/null || true
       ;;

@@ -54,7 +54,7 @@ SHAPES = {
     GPT2: Shape("gpt2/117m.yaml", 16, (*DENSE, "model.positions.learned.length=2048", "model.unroll=0")),
     "GPT-3 350M": Shape("gpt3/350m.yaml", 8, (*DENSE, "model.unroll=6")),
     "GPT-3 1.3B": Shape("gpt3/1.3b.yaml", 8, (*DENSE, "model.unroll=0")),
-    "T5-large": Shape("t5/large.yaml", 64, ("train.seq_len=512", "model.unroll=4")),
+    "T5-large": Shape("t5/large.yaml", 64, ("train.seq_len=512", "model.unroll=4", "model.feedforward.mlp.dropout=0")),
     "BERT-large": Shape("bert/large.yaml", 32, (*MASKED_TOKENS_ONLY, "train.seq_len=512", "model.unroll=0")),
     "MoE 8 × 350M": Shape("gpt3/350m.yaml", 8, (*DENSE, EXPERTS, "model.unroll=6"), dense_shape="GPT-3 350M"),
 }
@@ -115,7 +115,7 @@ def _measure_seconds(name: str, rounds: int) -> dict[str, float]:
 def count_costs(config: RunConfig) -> StepCosts:
     """Count tokens and FLOPs of one training step."""
     spec = model_spec(config.model)
-    lengths = config.require_objective().lengths(example_context(config.model, config.train.seq_len))
+    lengths = config.require_objective().example_lengths(example_context(config.model, config.train.seq_len))
     rows = config.train.batch_size
     return StepCosts(
         tokens=rows * config.train.seq_len,

@@ -158,7 +158,7 @@ def compare_memory(config: RunConfig, batch: Batch) -> dict[str, float]:
     """Return the gigabytes of a step by the compiler, and by the formulas of `plan`."""
     mesh = meshes.make_mesh(config.mesh)
     spec = model_spec(config.model)
-    lengths = config.require_objective().lengths(example_context(config.model, config.train.seq_len))
+    lengths = config.require_objective().example_lengths(example_context(config.model, config.train.seq_len))
     example = {name: rows[0] for name, rows in batch.items()}
     with jax.set_mesh(mesh):
         steps = make_steps(config, spec, mesh)
