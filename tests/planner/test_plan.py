@@ -13,6 +13,7 @@ import pytest
 
 from t5x_lite import config as configuration
 from t5x_lite.cli import main
+from t5x_lite.planner.example import example_lengths
 from tests.conftest import REPOSITORY, Shell
 
 CONFIGS = REPOSITORY / "configs"
@@ -26,6 +27,15 @@ SMALL = [
     "train.batch_size=16",
     "train.seq_len=256",
 ]
+
+ENCODER_PODS = sorted(
+    path.stem
+    for path in (CONFIGS / "pods").glob("*.yaml")
+    if path.stem.startswith(("t5", "bert", "modernbert", "long_t5"))
+)
+"""The pod configs with an encoder."""
+MESH_OF_FOUR = ("mesh.data=1", "mesh.fsdp=4", "mesh.tensor=1")
+ROWS_OF_A_CHIP = 2
 
 
 def plan(t5x_lite: Shell, config: str, topology: str, *options: str, exit_code: int = 0) -> dict[str, Any]:
@@ -249,18 +259,29 @@ def test_the_program_of_a_pod_has_products_in_8_bits(t5x_lite: Shell, quantizati
 
 @pytest.mark.slow
 @needs_libtpu
-@pytest.mark.parametrize("config", ["t5/small", "t5_1_1/small", "bert/base"])
-def test_no_scores_of_a_whole_row_are_in_the_program_of_a_tpu(config: str) -> None:
-    """Three kernels for each kind of attention, four with the gradient of a bias; no array of 480 × 480 elements."""
-    script = Path(__file__).with_name("program_text.py")
-    sizes = ("model.layers=2", "train.batch_size=8", "train.seq_len=480", "mesh.data=1", "mesh.fsdp=4")
-    command = [sys.executable, str(script), str(CONFIGS / f"{config}.yaml"), "v5e:2x2", *sizes]
+@pytest.mark.parametrize("pod", ENCODER_PODS)
+def test_no_scores_of_whole_rows_are_in_the_program_of_a_tpu(pod: str) -> None:
+    """Two layers of each pod config with an encoder, with its lengths and heads, on four chips.
+
+    Three kernels for each kind of attention, four with the gradient of a bias: T5's encoder and decoder have one, and
+    cross-attention has none. LongT5's encoder computes its windows without a kernel.
+    """
+    path = CONFIGS / f"pods/{pod}.yaml"
+    sizes = ("model.layers=2", f"train.batch_size={4 * ROWS_OF_A_CHIP}", "train.microbatches=1", *MESH_OF_FOUR)
+    command = [sys.executable, str(Path(__file__).with_name("program_text.py")), str(path), "v5e:2x2", *sizes]
     process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800)
     assert process.returncode == 0, process.stderr
     kernels = len(re.findall(r'custom_call_target="tpu_custom_call"', process.stdout))
-    # T5: attention of the encoder and of the decoder with a bias, and cross-attention; BERT: one without.
-    assert kernels >= (3 if config.startswith("bert") else 4 + 4 + 3)
-    assert not re.findall(r"\w+\[(?:\d+,)*480,480\]", process.stdout)
+    expected = {"bert": 3, "modernbert": 2 * 3, "long": 4 + 3, "t5": 4 + 4 + 3}
+    assert kernels >= expected[pod.partition("_")[0]]
+    config = configuration.load(path, ["data.files=x"])
+    lengths = example_lengths(config.replace_model(vocab=config.model.vocab or 32_128))
+    padded = {-(-length // 128) * 128 for length in (lengths.tokens, lengths.targets) if length}
+    sides = padded | {lengths.tokens, lengths.targets}
+    for shape in set(re.findall(r"\w\[(\d+(?:,\d+)+)\]", process.stdout)):
+        *others, queries, keys = map(int, shape.split(","))
+        has_scores = math.prod(others) >= ROWS_OF_A_CHIP * config.model.heads
+        assert not (has_scores and queries in sides and keys in sides), shape
 
 
 @pytest.mark.slow
