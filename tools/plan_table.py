@@ -2,8 +2,9 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from markdown_table import print_markdown
 
@@ -29,13 +30,16 @@ LEAST_EXPOSED = 0.01
 """Share of a step from which on collectives that nothing overlaps are named."""
 
 
-def name_bound(modelled: Mapping[str, float]) -> str:
-    """Return what the time of a step is bound by."""
+def name_bound(modelled: Mapping[str, float], collectives: Sequence[Mapping[str, Any]]) -> str:
+    """Return what the time of a step is bound by: one of them, or arithmetic and waits for links."""
     step = modelled["step_seconds"]
     for key, name in LINKS.items():
         if modelled[f"{key}_seconds"] == step:
             return name
-    return "compute, collectives" if modelled["exposed_seconds"] > LEAST_EXPOSED * step else "compute"
+    if modelled["exposed_seconds"] <= LEAST_EXPOSED * step:
+        return "compute"
+    links = {row["link"] for row in collectives if row["sent"] - row["overlapped"] > LEAST_EXPOSED * row["sent"]}
+    return ", ".join(["compute", *sorted(links, reverse=True)])
 
 
 def read_row(path: Path) -> tuple[str, ...]:
@@ -65,7 +69,7 @@ def read_row(path: Path) -> tuple[str, ...]:
         f"{sent / 1e9:.1f} ({required / 1e9:.1f})",
         f"{overlapped / max(sent, 1):.0%}",
         f"{modelled['step_seconds']:.2f}",
-        name_bound(modelled),
+        name_bound(modelled, compiled.get("collectives", ())),
         f"{modelled['mfu_causal_half']:.0%}",
         f"{compiled['seconds']:.0f}",
     )

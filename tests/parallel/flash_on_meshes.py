@@ -3,6 +3,7 @@
 Run by test_mesh.py in a process of its own, because the number of devices is fixed when JAX starts.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -18,36 +19,80 @@ from t5x_lite.parallel.config import MeshConfig
 
 LENGTH = 64
 HEADS = 4
+PADDING = 9
+DENSE = Dense()
 
 
-def compare(kind: AttentionKind, mesh: jax.sharding.Mesh, *, causal: bool) -> None:
-    """Compare values and gradients, that of the bias too; there are two documents in each row."""
+@dataclass(frozen=True)
+class Case:
+    """One call of attention; queries and keys of one number are the same tokens."""
+
+    kind: AttentionKind = DENSE
+    causal: bool = True
+    queries: int = 256
+    keys: int = 256
+    kv_heads: int = HEADS
+    has_prefix: bool = False
+
+
+CASES = (
+    Case(),
+    Case(causal=False, queries=LENGTH, keys=LENGTH),
+    Case(Local(window=9), queries=LENGTH, keys=LENGTH),
+    Case(Local(window=100), causal=False),
+    Case(causal=False, queries=96),
+    Case(causal=False, queries=57, kv_heads=1),
+    Case(kv_heads=2, has_prefix=True),
+    Case(Local(window=40), kv_heads=2, has_prefix=True),
+)
+
+
+def documents(length: int) -> jax.Array:
+    """Return the documents of two rows: two and three of them, and padding."""
+    position = np.arange(length)
+    rows = np.stack([position >= length // 3, position * 3 // length]).astype(np.int32) + 1
+    return jnp.asarray(rows * (position < length - PADDING))
+
+
+def compare(case: Case, platform: str, mesh: jax.sharding.Mesh) -> None:
+    """Compare values and gradients, that of the bias too, with the definition."""
     rng = np.random.default_rng(0)
-    sides = [jnp.asarray(rng.standard_normal((2, LENGTH, HEADS, 16)), jnp.float32) for _ in range(3)]
-    bias = jnp.asarray(rng.standard_normal((HEADS, 2 * LENGTH)), jnp.float32)
-    documents = jnp.asarray(np.arange(LENGTH)[None] >= np.array([[20], [40]]), jnp.int32) + 1
-    positions = TokenPositions(np.arange(LENGTH), documents)
+    query = jnp.asarray(rng.standard_normal((2, case.queries, HEADS, 16)), jnp.float32)
+    key, value = jnp.asarray(rng.standard_normal((2, 2, case.keys, case.kv_heads, 16)), jnp.float32)
+    bias = jnp.asarray(rng.standard_normal((HEADS, case.queries + case.keys)), jnp.float32)
+    prefix = None
+    if case.has_prefix:
+        prefix = jnp.asarray(np.arange(case.keys) < np.array([[case.keys // 3], [case.keys // 2]]))
+    is_self_attention = case.queries == case.keys
+    queries = TokenPositions(np.arange(case.queries), documents(case.queries), prefix if is_self_attention else None)
+    keys = TokenPositions(np.arange(case.keys), documents(case.keys), prefix)
+    is_token = (documents(case.queries) > 0)[..., None, None]
 
     def inputs(query: Any, key: Any, value: Any, bias: Any) -> AttentionInputs:
         def offset_bias(offset: Any) -> Any:
-            return bias[:, offset + LENGTH - 1]
+            return bias[:, offset + case.queries - 1]
 
-        context = AttentionContext(positions, positions, causal, self_attention=True, offset_bias=offset_bias)
-        return AttentionInputs(query, key, value, context, AttentionSettings(interpret=True))
+        context = AttentionContext(
+            queries, keys, case.causal, self_attention=is_self_attention, offset_bias=offset_bias
+        )
+        return AttentionInputs(query, key, value, context, AttentionSettings(interpret=True, platform=platform))
 
     def total(out: jax.Array) -> tuple[jax.Array, jax.Array]:
+        out = out * is_token
         return jnp.sum(jnp.sin(out)), out
 
     def definition(*arrays: Any) -> tuple[jax.Array, jax.Array]:
-        return total(dense_attention(inputs(*arrays), kind.allowed)[0])
+        return total(dense_attention(inputs(*arrays), case.kind.allowed)[0])
 
     def kernel(*arrays: Any) -> tuple[jax.Array, jax.Array]:
-        return total(flash.attention(inputs(*arrays), kind))
+        return total(flash.attention(inputs(*arrays), case.kind))
 
-    expected = jax.grad(definition, argnums=(0, 1, 2, 3), has_aux=True)(*sides, bias)
+    sides = (query, key, value, bias)
+    expected = jax.grad(definition, argnums=(0, 1, 2, 3), has_aux=True)(*sides)
     with jax.set_mesh(mesh):
-        computed = jax.jit(jax.grad(kernel, argnums=(0, 1, 2, 3), has_aux=True))(*sides, bias)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), computed, expected)
+        computed = jax.jit(jax.grad(kernel, argnums=(0, 1, 2, 3), has_aux=True))(*sides)
+    for ours, theirs in zip(jax.tree.leaves(computed), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=5e-5, err_msg=f"{case} on {platform}")
 
 
 def check_dropout_of_shared_heads() -> None:
@@ -95,13 +140,13 @@ def check_dropout_is_the_same_on_a_mesh() -> None:
 
 
 def main() -> None:
-    """Compare dense and local attention, causal and not."""
+    """Compare the kernels for TPUs and for GPUs in every case."""
     check_dropout_of_shared_heads()
     check_dropout_is_the_same_on_a_mesh()
     mesh = meshes.make_mesh(MeshConfig(data=2, context=2, tensor=2))
-    for kind in (Dense(), Local(window=9)):
-        compare(kind, mesh, causal=True)
-        compare(kind, mesh, causal=False)
+    for case in CASES:
+        for platform in ("tpu", "gpu"):
+            compare(case, platform, mesh)
     print("equal")
 
 
