@@ -137,17 +137,6 @@ class Checkpoints:
                     _delete_folder(path)
         multihost_utils.sync_global_devices("checkpoints cleaned")
 
-    def discard_after(self, step: int) -> None:
-        """Make the checkpoints after a step incomplete: damaged ones, behind which a run goes back.
-
-        They would count among the newest ones, so that those of the steps that are repeated would be deleted.
-        """
-        if jax.process_index() == 0:
-            for later_step in self.steps():
-                if later_step > step:
-                    (self.folder / str(later_step) / MANIFEST).unlink()
-        multihost_utils.sync_global_devices("damaged checkpoints discarded")
-
     def due(self, step: int) -> bool:
         """Return whether to save after `step`: by the number of steps, or by the clock of the first process."""
         if step % self.config.every_steps == 0 or step in self.config.keep_steps:
@@ -224,7 +213,7 @@ class Checkpoints:
             upload_changes()  # A run that resumes here finds the metrics up to this step.
             write_manifest(self.folder / str(step), metrics)
             if jax.process_index() == 0:
-                self._delete_old_checkpoints()
+                self._delete_old_checkpoints(step)
         except Exception as error:
             raise self._save_error(step, error) from error
 
@@ -315,9 +304,12 @@ class Checkpoints:
         """Return the JSON values saved with `step`."""
         return dict(ocp.JsonCheckpointHandler().restore(self.folder / str(step) / "meta"))
 
-    def _delete_old_checkpoints(self) -> None:
+    def _delete_old_checkpoints(self, saved_step: int) -> None:
+        """Apply the retention rules up to the step that was saved: later ones are damaged, and a run is behind them."""
         scores: dict[int, float | None] = {}
         for step in self.steps():
+            if step > saved_step:
+                continue
             scores[step] = None
             with contextlib.suppress(OSError, ValueError):  # a restore reports the damage
                 scores[step] = read_manifest(self.folder / str(step))["metrics"].get(self.config.best_metric)

@@ -141,29 +141,35 @@ def check_run_dir(config: RunConfig) -> str:
         if config.checkpoint.folder is not None:
             local_copies.check_writable(config.checkpoint.folder, "checkpoint.folder")
     path = local_copies.local_path(str(config.run_dir)) / CONFIG_FILE
-    existing_config: RunConfig | None
+    if not path.is_file():
+        # A folder on the disk of one machine is seen by that machine alone.
+        return _check_checkpoints_of_others(config) if jax.process_index() == 0 else ""
     try:
-        if path.is_file():
-            existing_config = schema.validate(RunConfig, schema.read(RunConfig, path))
-        else:
-            existing_config = _config_of_checkpoints(config)
+        existing_config = schema.validate(RunConfig, schema.read(RunConfig, path))
     except UserError:
         if config.train.allow_changed_config:
             return f"{path} cannot be read any more"
         raise
-    if existing_config is None:
-        return ""
-    steps = _checkpoints_of(existing_config, config.run_dir).steps()
+    former = _checkpoints_of(existing_config, config.run_dir)
+    steps = former.steps()
     # States on local disks are not listed here.
-    if existing_config.checkpoint.local is None and not steps:
-        return ""
-    if steps and not _checkpoints_of(config, config.run_dir).steps():
-        raise UserError(
-            f"checkpoint.folder: {_checkpoints_of(config, config.run_dir).folder} has no checkpoint, and those of "
-            f"{config.run_dir} are in {_checkpoints_of(existing_config, config.run_dir).folder}; move them there, or "
-            "keep the former checkpoint.folder"
-        )
-    description = describe_changes(existing_config, config)
+    has_states = bool(steps) or existing_config.checkpoint.local is not None
+    checkpoints = _checkpoints_of(config, config.run_dir)
+    if checkpoints.folder != former.folder:
+        saved = _read_saved_config(checkpoints)
+        if steps and saved is None:
+            raise UserError(
+                f"checkpoint.folder: {checkpoints.folder} has no checkpoint, and those of {config.run_dir} are in "
+                f"{former.folder}; move them there, or keep the former checkpoint.folder"
+            )
+        if saved is not None:
+            return _check_changes(saved.config, config)
+    return _check_changes(existing_config, config) if has_states else ""
+
+
+def _check_changes(existing: RunConfig, config: RunConfig) -> str:
+    """Return the settings that differ from those of a run that has checkpoints, or raise UserError."""
+    description = describe_changes(existing, config)
     if description and not config.train.allow_changed_config:
         raise UserError(
             f"{config.run_dir}: belongs to a run with another config: {description}; choose another run_dir, or set "
@@ -172,25 +178,44 @@ def check_run_dir(config: RunConfig) -> str:
     return description
 
 
-def _config_of_checkpoints(config: RunConfig) -> RunConfig | None:
-    """Return the config of the newest checkpoint in `checkpoint.folder`, where the run directory is new or lost.
+@dataclass(frozen=True)
+class _SavedConfig:
+    """The config in a checkpoint, and the absolute name of the run directory."""
 
-    Raises:
-        UserError: the checkpoints are those of another run.
+    config: RunConfig
+    run_dir: str
+
+
+def _read_saved_config(checkpoints: Checkpoints) -> _SavedConfig | None:
+    """Return the config in the newest checkpoint whose metadata can be read; None if there is none."""
+    for step in reversed(checkpoints.steps()):
+        try:
+            metadata = checkpoints.meta(step)
+            values = yaml.safe_load(metadata["config"])
+        except (OSError, ValueError, KeyError):
+            continue  # a restore reports the damage
+        run_dir = str(metadata.get("run_dir", values["run_dir"]))
+        return _SavedConfig(schema.validate(RunConfig, schema.Sources(values, {})), run_dir)
+    return None
+
+
+def _check_checkpoints_of_others(config: RunConfig) -> str:
+    """Refuse the checkpoints of another run in `checkpoint.folder`, where the run directory is new or lost.
+
+    Returns:
+        The changed settings that `train.allow_changed_config` accepts, as `check_run_dir` does.
     """
     if config.checkpoint.folder is None:
-        return None
-    checkpoints = _checkpoints_of(config, config.run_dir)
-    steps = checkpoints.steps()
-    if not steps:
-        return None
-    values = yaml.safe_load(checkpoints.meta(steps[-1])["config"])
-    if storage.absolute(values["run_dir"]) != storage.absolute(str(config.run_dir)):
+        return ""
+    saved = _read_saved_config(_checkpoints_of(config, config.run_dir))
+    if saved is None:
+        return ""
+    if storage.normalised(saved.run_dir) != storage.normalised(str(config.run_dir)):
         raise UserError(
-            f"checkpoint.folder {config.checkpoint.folder}: has the checkpoints of {values['run_dir']}; choose another "
+            f"checkpoint.folder {config.checkpoint.folder}: has the checkpoints of {saved.run_dir}; choose another "
             "folder, or give its run_dir to continue that run"
         )
-    return schema.validate(RunConfig, schema.Sources(values, {}))
+    return _check_changes(saved.config, config)
 
 
 def describe_changes(existing: RunConfig, config: RunConfig) -> str:

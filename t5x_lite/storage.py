@@ -46,6 +46,11 @@ def absolute(name: str) -> str:
     return str(Path(name).expanduser().absolute())
 
 
+def normalised(name: str) -> str:
+    """Return a name as an absolute one that is the same for every way to write it, without `..` and a last slash."""
+    return name.rstrip("/") if is_remote(name) else os.path.normpath(absolute(name))
+
+
 def join(folder: str | Path, name: str) -> str:
     """Return the name of a file in a folder, which may be in an object store."""
     if is_remote(folder):

@@ -236,8 +236,8 @@ def test_a_teacher_knows_the_characters_of_its_tokens(tmp_path: Path) -> None:
     new_run(config, read_words(Words(vocab=8, file=str(words)))).save()
     teacher = open_teacher(configuration.load("gpt2/117m", [*overrides, f"distillation.teacher={tmp_path}"]))
     assert teacher is not None
-    assert teacher.spec.spelling is not None
-    assert teacher.spec.spelling.table[1].tolist() == [WORD_BEGIN, ord("o"), ord("n"), WORD_END, PADDING]
+    assert teacher.spec.character_ids is not None
+    assert teacher.spec.character_ids.table[1].tolist() == [WORD_BEGIN, ord("o"), ord("n"), WORD_END, PADDING]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from t5x_lite.models.layer_path import LayerPath, depth_of_stack, parse_layer_pa
 from t5x_lite.schema import setting
 
 OF_EMBEDDINGS = (".embedding.", ".project.", ".stack.positions.", ".stack.global_positions.")
-"""Parts of the names of parameters that the first layer depends on: positions, token types, projection to the width."""
+"""Parts of the names of parameters that join with the embeddings: positions, token types, projection to the width."""
 
 
 class Unfreeze(AdaptationMethod):

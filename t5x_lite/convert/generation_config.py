@@ -53,7 +53,9 @@ def context_length(run: Run) -> int:
     if source is None:
         return length
     imported_length = source.huggingface_config.get("max_position_embeddings")
-    return imported_length if isinstance(imported_length, int) else max(length, context_length(source))
+    if not isinstance(imported_length, int):
+        imported_length = context_length(source)
+    return max(length, imported_length)
 
 
 def _adapted_run(run: Run) -> Run | None:

@@ -316,6 +316,10 @@ def _build_config(
     config = _special_token_ids(run)
     config.update(imported_config)
     config.update(model_type.write_config(model))
+    if model.attention_dropout is not None:
+        for name in config:
+            if "drop" in name and name.startswith("att"):
+                config[name] = model.attention_dropout
     for name, value in imported_config.items():
         if "drop" in name:
             config[name] = value

@@ -245,7 +245,7 @@ def _label_names(records: TaskRecords, objective: Objective) -> Sequence[str]:
     if not isinstance(objective, Supervised) or not isinstance(task_objective, Supervised):
         return ()
     names = task_objective.label_names
-    if not names or objective.label_names == names:
+    if not names or not objective.label_names or objective.label_names == names:
         return ()
     if sorted(map(str.casefold, names)) == sorted(map(str.casefold, objective.label_names)):
         return names
@@ -271,18 +271,18 @@ def _check_each_record(records: TaskRecords, objective: Objective) -> None:
     Raises:
         UserError: a record that cannot be learnt from, or lacks a column; names the file and the line.
     """
-    checked = objective if isinstance(objective, Supervised) else records.task.objective
-    if not records.hash and not (isinstance(checked, Supervised) and checked.checks_records):
+    if not records.hash and not (isinstance(objective, Supervised) and objective.checks_records):
         return
     for number in range(len(records)):
         raw_record = records.raw_records[number]
         record = records.assign_roles(raw_record, number)
         try:
-            if not isinstance(checked, Supervised):
+            if not isinstance(objective, Supervised):
+                records.task.text(record)
                 records.task.reference(record)
                 continue
             if isinstance(raw_record, Mapping):
-                checked.check_columns(raw_record.keys(), records.task.columns.values())
-            checked.check_record(record)
+                objective.check_columns(raw_record.keys(), records.task.columns.values())
+            objective.check_record(record)
         except (ValueError, TypeError) as error:
             raise UserError(f"{records.describe_location(number)}: task {records.name}: {error}") from None

@@ -11,7 +11,7 @@ from t5x_lite.data.files import RecordSequence, file_ending, hash_file, match_fi
 from t5x_lite.data.record_files import DIALECTS, read_record_file, stream_record_file
 from t5x_lite.data.record_text import missing_column
 from t5x_lite.errors import UserError
-from t5x_lite.objectives.supervised import Record
+from t5x_lite.objectives.supervised import Record, label_index
 from t5x_lite.tasks import TaskSpec, find_task, short_name
 
 LABEL_ROLES = frozenset({"label", "tags"})
@@ -76,13 +76,13 @@ class TaskRecords:
         return record
 
     def _name_labels(self, value: object) -> object:
-        """Return the names of labels that are numbers."""
+        """Return the names of labels."""
         if isinstance(value, list):
             return [self._name_labels(item) for item in value]
-        text = str(value)
-        if text.isdigit() and int(text) < len(self.label_names):
-            return self.label_names[int(text)]
-        return value
+        try:
+            return self.label_names[label_index(value, self.label_names)]
+        except ValueError:
+            return value  # the objective refuses it
 
     def _read_column(self, raw_record: object, column: str, number: int) -> object:
         """Return the value of a column; the column `a/b` is `b` inside `a`."""

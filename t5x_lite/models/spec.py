@@ -58,7 +58,7 @@ class ModelSpec:
                     module.character_ids = self.character_ids
         return model
 
-    def with_blank_spelling(self, config: ModelConfig) -> "ModelSpec":
+    def with_blank_characters(self, config: ModelConfig) -> "ModelSpec":
         """Return the structure of a model that is compiled for its costs alone, without the words of a tokenizer."""
         if config.characters is None or config.vocab is None:
             return self

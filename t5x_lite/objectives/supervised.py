@@ -22,7 +22,7 @@ Answer: TypeAlias = int | float | str | list[str]
 """A prediction, or the reference that a metric compares it with; its type depends on the objective."""
 Pool = Literal["auto", "first", "last", "mean", "max", "concat"]
 SHORTEST_ROW = 5
-"""Length of a row of two texts of one token each with their special tokens."""
+"""Length of a row of two texts of one token each with BERT's special tokens."""
 
 
 def _no_messages(prompt: Sequence[Any], answer: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -157,7 +157,7 @@ def plan_least_recomputation(
 def _plan_policy(config: RunConfig, mesh: Mesh, pod: Pod, topology: str, slices: int) -> Plan:
     """Plan a config whose policy of rematerialisation is known."""
     kernels = check_mesh(mesh, config, pod.platform)
-    spec = model_spec(config.model, config.method.surgery).with_blank_spelling(config.model)
+    spec = model_spec(config.model, config.method.surgery).with_blank_characters(config.model)
     check_sharded(mesh, spec.axes, spec.shapes)
     workload = Workload(config, spec, example_lengths(config), mesh)
     compiled: CompiledFigures = {}

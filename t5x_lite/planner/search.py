@@ -77,7 +77,7 @@ def _rank_by_formula(
 
     A candidate that is to be compiled fits if it does by the cautious formula.
     """
-    spec = model_spec(config.model, config.method.surgery).with_blank_spelling(config.model)
+    spec = model_spec(config.model, config.method.surgery).with_blank_characters(config.model)
     every_candidate = candidates(config, len(pod.devices), slices)
     meshes = [list(of_mesh) for _, of_mesh in groupby(every_candidate, key=lambda candidate: candidate.mesh)]
     planned: list[tuple[Plan, RunConfig]] = []

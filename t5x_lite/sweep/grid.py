@@ -8,7 +8,7 @@ from t5x_lite import config as configuration
 from t5x_lite import schema
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
-from t5x_lite.storage import join
+from t5x_lite.storage import is_remote, join
 from t5x_lite.sweep.axes import combinations, normalise_name
 from t5x_lite.sweep.branches import share_stable_phases
 from t5x_lite.sweep.config import Sweep
@@ -40,6 +40,7 @@ def expand(sweep: Sweep) -> list[PlannedRun]:
                 name = normalise_name(f"{base.stem}-{combination.name}")
             runs.append(plan_run(sweep, base, name, settings, combination.budget))
     _check_unique_names(runs)
+    _check_checkpoint_folders(sweep, runs)
     if sweep.config.branches:
         runs = share_stable_phases(sweep, runs)
     return sorted(runs, key=lambda run: (not run.trunk, run.computed_flops))
@@ -50,6 +51,18 @@ def _check_unique_names(runs: list[PlannedRun]) -> None:
         if count > 1:
             raise UserError(
                 f"two runs would be named {name}: values of the axes must differ by 3 digits, configs by their names"
+            )
+
+
+def _check_checkpoint_folders(sweep: Sweep, runs: list[PlannedRun]) -> None:
+    """Refuse one folder for the checkpoints of several runs, unless it is on the disks of their own machines."""
+    folders = Counter(configuration.load(run.config, run.words).checkpoint.folder for run in runs)
+    for folder, count in folders.items():
+        is_shared = folder is not None and (is_remote(folder) or sweep.config.where in {"local", "slurm"})
+        if count > 1 and is_shared:
+            raise UserError(
+                f"checkpoint.folder {folder} would have the checkpoints of {count} runs; leave it out, and they are in "
+                "the run directories, which `dir` may put into a bucket"
             )
 
 
@@ -86,12 +99,7 @@ def plan_run(sweep: Sweep, base: Path, name: str, settings: Mapping[str, object]
     planner.symbols.update(D=tokens, C=flops)
     planner.choose_learning_rate(counts, flops)
     planner.derive([key for key in derived_keys if key not in {*counted_keys, STEPS_KEY}])
-    config = planner.resolve({})
-    if config.checkpoint.folder is not None:
-        raise UserError(
-            f"run {name} of the sweep: checkpoint.folder would be one folder for the checkpoints of all runs; leave it "
-            "out, and they are in the run directories, which `dir` may put into a bucket"
-        )
+    planner.resolve({})
     mixtures = config.model.mixtures
     experts = mixtures[0].experts if mixtures else 1
     return PlannedRun(

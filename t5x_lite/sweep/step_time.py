@@ -41,7 +41,7 @@ def measure_step(path: str, overrides: Sequence[str]) -> float:
     batch = _make_batch(config, mesh)
     seconds = []
     with jax.set_mesh(mesh):
-        steps = make_steps(config, model_spec(config.model).with_blank_spelling(config.model), mesh)
+        steps = make_steps(config, model_spec(config.model).with_blank_characters(config.model), mesh)
         teacher, _ = load_teacher(config, mesh)
         state = replace(steps.create_state(), teacher=teacher)
         for _ in range(NUM_STEPS):

@@ -7,6 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from t5x_lite import config as configuration
+from t5x_lite import storage
 from t5x_lite.checkpoint import Checkpoints, JsonObject
 from t5x_lite.data.mixture import MIXTURE_VERSION
 from t5x_lite.data.row_rule import PLAN_VERSION
@@ -105,7 +106,6 @@ class StateStore:
         else:
             restored = self.checkpoints.restore(state_shapes)
         restored_step = 0 if restored is None else restored[0]
-        self.checkpoints.discard_after(restored_step)
         if self._local is not None:
             self._local.delete_after(restored_step)
         if restored is None and self._config.branch is not None:
@@ -115,8 +115,8 @@ class StateStore:
             progress, state = self._first_state()
             return progress, self._with_teacher(state, {})
         step, state, metadata = restored
-        self._check_rows(metadata, source)
         if step < self._config.train.steps:
+            self._check_rows(metadata, source)
             self._check_data(metadata, source)
         if jax.tree.leaves(self._steps.state.frozen):
             state = self._add_frozen(state, metadata)
@@ -179,6 +179,7 @@ class StateStore:
         return {
             "position": asdict(progress),
             "config": configuration.dump(self._config),
+            "run_dir": storage.absolute(str(self._config.run_dir)),
             "base": _as_json(self._base),
             "teacher": _as_json(self._teacher),
             "plan_version": PLAN_VERSION,
@@ -201,7 +202,7 @@ class StateStore:
         if is_packed and metadata.get("plan_version", 1) != PLAN_VERSION:
             change = "packs documents into other rows (data.packing=documents)"
         elif is_mixed and metadata.get("mixture_version", 1) != MIXTURE_VERSION:
-            change = "interleaves the sources of data.mixture in another order"
+            change = "interleaves the sources or tasks in another order"
         else:
             return
         if not config.train.allow_changed_config:

@@ -157,7 +157,10 @@ def test_branches_leave_a_trunk_where_their_decay_begins(make_sweep: SweepFactor
         ({"branches": True}, "no two runs of the sweep differ in train.steps alone"),
         ({"branches": True, "axes": {"a": {"train.steps": [4, 8]}}}, "need optimizer.schedule wsd"),
         ({"axes": {"a": {"optimizer.learning_rate": [0.1, 0.1]}}}, "two runs would be named learning-rate0.1"),
-        ({"set": {"checkpoint.folder": "x"}}, "checkpoint.folder would be one folder for the checkpoints of all runs"),
+        (
+            {"set": {"checkpoint.folder": "x"}, "axes": {"a": {"train.seed": [0, 1]}}},
+            r"checkpoint.folder x would have the checkpoints of \d runs",
+        ),
         ({"set": {"train.sample_prompt": "two words"}}, "cannot hold white space"),
         ({"where": "tpu_vm"}, "`where` tpu_vm needs `dir` in a bucket"),
         ({"where": "gke"}, "`where` gke needs `dir` in a bucket, such as gs://BUCKET/sweeps/NAME"),
