@@ -158,7 +158,7 @@ def test_branches_leave_a_trunk_where_their_decay_begins(make_sweep: SweepFactor
         ({"branches": True, "axes": {"a": {"train.steps": [4, 8]}}}, "need optimizer.schedule wsd"),
         ({"axes": {"a": {"optimizer.learning_rate": [0.1, 0.1]}}}, "two runs would be named learning-rate0.1"),
         (
-            {"set": {"checkpoint.folder": "x"}, "axes": {"a": {"train.seed": [0, 1]}}},
+            {"set": {"checkpoint.folder": "x"}, "axes": {"a": {"optimizer.learning_rate": [0.1, 0.2]}}},
             r"checkpoint.folder x would have the checkpoints of \d runs",
         ),
         ({"set": {"train.sample_prompt": "two words"}}, "cannot hold white space"),
