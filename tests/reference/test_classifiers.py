@@ -1,6 +1,7 @@
 """Classifiers of Transformers: the same scores, labels and files here; other heads for tasks are refused by name."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ torch = pytest.importorskip("torch", reason="reference implementations need the 
 transformers = pytest.importorskip("transformers", reason="pip install -e '.[hf]'")
 
 import t5x_lite  # noqa: E402
+from t5x_lite.api import Model  # noqa: E402
 from t5x_lite.cli import main  # noqa: E402
 from t5x_lite.convert.huggingface import export_hf, import_hf  # noqa: E402
 from t5x_lite.errors import UserError  # noqa: E402
@@ -96,56 +98,46 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "t
 TEXTS = ["the good film", "the bad film", "good", "bad bad", "film", "the the"]
 
 
-def test_an_imported_classifier_is_evaluated_on_a_task(tmp_path: Path) -> None:
-    theirs = save_model(tmp_path / "theirs", "Bert", "SequenceClassification", vocab_size=len(WORDS))
-    (tmp_path / "theirs/vocab.txt").write_text("\n".join(WORDS) + "\n")
-    import_hf(tmp_path / "theirs", tmp_path / "run")
+def import_classifier(folder: Path, **settings: object) -> list[int]:
+    """Import a classifier of the words `WORDS` as `folder/run`, and return its answers to `TEXTS` in Transformers."""
+    theirs = save_model(folder / "theirs", "Bert", "SequenceClassification", vocab_size=len(WORDS), **settings)
+    (folder / "theirs/vocab.txt").write_text("\n".join(WORDS) + "\n")
+    import_hf(folder / "theirs", folder / "run")
     answers = []
     for text in TEXTS:
         token_ids = [2, *[WORDS.index(word) for word in text.split()], 3]
         with torch.no_grad():
             answers.append(int(theirs(torch.tensor([token_ids])).logits.argmax()))
-    labels = [1 - answers[0], *answers[1:]]  # all right but one
+    return answers
+
+
+def load_on_task(folder: Path, labels: Sequence[object], names: list[str], *overrides: str) -> Model:
+    """Load the imported run with a task whose labels have names, and whose validation records are `TEXTS`."""
     lines = [f"{text}\t{label}" for text, label in zip(TEXTS, labels, strict=True)]
-    (tmp_path / "dev.tsv").write_text("\n".join(["sentence\tlabel", *lines]) + "\n")
+    (folder / "dev.tsv").write_text("\n".join(["sentence\tlabel", *lines]) + "\n")
     task = {
         "about": "six texts",
         "columns": {"text": "sentence", "label": "label"},
-        "objective": {"classify": {"labels": ["LABEL_0", "LABEL_1"]}},
+        "objective": {"classify": {"labels": names}},
         "metrics": ["accuracy"],
     }
-    (tmp_path / "views.yaml").write_text(json.dumps(task))
-    files = f"data.files={tmp_path}/dev.tsv"
-    overrides = [f"tasks={tmp_path}/views.yaml", files, files.replace("files", "validation_files", 1)]
-    scores = t5x_lite.load(tmp_path / "run", overrides=overrides).evaluate()
-    assert scores["views/accuracy"] == pytest.approx(5 / 6)
+    (folder / "views.yaml").write_text(json.dumps(task))
+    files = [f"data.files={folder}/dev.tsv", f"data.validation_files={folder}/dev.tsv"]
+    return t5x_lite.load(folder / "run", overrides=[f"tasks={folder}/views.yaml", *files, *overrides])
+
+
+def test_an_imported_classifier_is_evaluated_on_a_task(tmp_path: Path) -> None:
+    answers = import_classifier(tmp_path)
+    labels = [1 - answers[0], *answers[1:]]  # all right but one
+    model = load_on_task(tmp_path, labels, ["LABEL_0", "LABEL_1"])
+    assert model.evaluate()["views/accuracy"] == pytest.approx(5 / 6)
 
 
 def test_labels_in_another_order_than_a_tasks_are_compared_by_their_names(tmp_path: Path) -> None:
     """A classifier of the labels BAD and GOOD, and a task whose labels are good and bad."""
-    labels = {"id2label": {0: "BAD", 1: "GOOD"}, "label2id": {"BAD": 0, "GOOD": 1}}
-    theirs = save_model(tmp_path / "theirs", "Bert", "SequenceClassification", vocab_size=len(WORDS), **labels)
-    (tmp_path / "theirs/vocab.txt").write_text("\n".join(WORDS) + "\n")
-    import_hf(tmp_path / "theirs", tmp_path / "run")
-    answers = []
-    for text in TEXTS:
-        token_ids = [2, *[WORDS.index(word) for word in text.split()], 3]
-        with torch.no_grad():
-            answers.append(int(theirs(torch.tensor([token_ids])).logits.argmax()))
-    names = [("bad", "good")[answer] for answer in answers]
-    lines = [f"{text}\t{name}" for text, name in zip(TEXTS, names, strict=True)]
-    (tmp_path / "dev.tsv").write_text("\n".join(["sentence\tlabel", *lines]) + "\n")
-    task = {
-        "about": "six texts",
-        "columns": {"text": "sentence", "label": "label"},
-        "objective": {"classify": {"labels": ["good", "bad"]}},
-        "metrics": ["accuracy"],
-    }
-    (tmp_path / "views.yaml").write_text(json.dumps(task))
-    files = f"data.files={tmp_path}/dev.tsv"
-    overrides = [f"tasks={tmp_path}/views.yaml", files, files.replace("files", "validation_files", 1)]
-    overrides.append("objective.classify.labels=[BAD, GOOD]")
-    model = t5x_lite.load(tmp_path / "run", overrides=overrides)
+    answers = import_classifier(tmp_path, id2label={0: "BAD", 1: "GOOD"}, label2id={"BAD": 0, "GOOD": 1})
+    labels = [("bad", "good")[answer] for answer in answers]
+    model = load_on_task(tmp_path, labels, ["good", "bad"], "objective.classify.labels=[BAD, GOOD]")
     assert model.evaluate()["views/accuracy"] == 1
     answers_file = next((tmp_path / "run/eval").rglob("views.jsonl"))
     rows = [json.loads(line) for line in answers_file.read_text().splitlines()]
