@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 from jaxtyping import Float64
@@ -9,8 +10,10 @@ from jaxtyping import Float64
 from t5x_lite.data.config import MixedSource
 from t5x_lite.data.source_order import SourceOrder, endless_order
 
-TOTAL_WEIGHT = 2**40
-"""The shares are rounded up to multiples of 1 / `TOTAL_WEIGHT`."""
+LARGEST_DENOMINATOR = 10**6
+"""Denominator up to which a share is taken for a fraction, as 3 of 31 is."""
+TOTAL_WEIGHT = 2**62
+"""Largest sum of the weights of sources as whole numbers. Other shares are rounded up to multiples of its inverse."""
 MIXTURE_VERSION = 2
 """Version of the order of the sources in a mixture, which a run keeps from its first step to its last."""
 
@@ -58,7 +61,7 @@ class Interleaving:
     """
 
     def __init__(self, shares: Float64[np.ndarray, "sources"]) -> None:
-        self._weights = [math.ceil(share * TOTAL_WEIGHT) for share in shares.tolist()]
+        self._weights = _whole_weights(shares.tolist())
 
     def counts(self, places: int) -> list[int]:
         """Return how many of the first places each source has."""
@@ -80,6 +83,17 @@ class Interleaving:
         after = self.counts(g + 1)
         source = next(number for number, count in enumerate(before) if after[number] > count)
         return source, before[source]
+
+
+def _whole_weights(shares: Sequence[float]) -> list[int]:
+    """Return whole numbers in the ratios of the shares, exactly where these are fractions of small numbers."""
+    fractions = [Fraction(share).limit_denominator(LARGEST_DENOMINATOR) for share in shares]
+    denominator = math.lcm(*(fraction.denominator for fraction in fractions))
+    pairs = zip(fractions, shares, strict=True)
+    are_near = all(abs(float(fraction) - share) <= 1e-9 * share for fraction, share in pairs)
+    if are_near and denominator <= TOTAL_WEIGHT:
+        return [int(fraction * denominator) for fraction in fractions]
+    return [math.ceil(share * TOTAL_WEIGHT) for share in shares]
 
 
 class MixtureOrder:
