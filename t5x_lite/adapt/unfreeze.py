@@ -8,7 +8,7 @@ from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layer_path import LayerPath, depth_of_stack, parse_layer_path
 from t5x_lite.schema import setting
 
-OF_EMBEDDINGS = (".embedding.", ".project.", ".stack.positions.", ".stack.global_positions.")
+EMBEDDING_PARTS = (".embedding.", ".project.", ".stack.positions.", ".stack.global_positions.")
 """Parts of the names of parameters that join with the embeddings: positions, token types, projection to the width."""
 
 
@@ -36,7 +36,7 @@ class Unfreeze(AdaptationMethod):
                 depth = np.array([layers - below])
             else:
                 depth = layers - (first_depth + np.arange(repeats) * period_depth + below)
-        elif name.startswith(("tokens.", "decoder_tokens.")) or any(part in name for part in OF_EMBEDDINGS):
+        elif name.startswith(("tokens.", "decoder_tokens.")) or any(part in name for part in EMBEDDING_PARTS):
             depth = np.array(layers + 1)
         elif path is not None:
             depth = np.array(1)

@@ -30,7 +30,7 @@ CONSTRUCTOR_SETTINGS = ("extra_ids", "sp_model_kwargs", "legacy", "add_prefix_sp
 
 
 def write_tokenizer(
-    run: Run, folder: Path, model: ModelConfig, tokenizer_class: str, *, ends_texts: bool = False
+    run: Run, folder: Path, model: ModelConfig, tokenizer_class: str, *, appends_eos: bool = False
 ) -> None:
     """Write the tokenizer of a run, if it has one.
 
@@ -42,7 +42,7 @@ def write_tokenizer(
         folder: the folder of the export.
         model: the model that is exported.
         tokenizer_class: Transformers' class for the model type.
-        ends_texts: EOS follows each text, as in the examples of a decoder with a head, which may read its state.
+        appends_eos: EOS follows each text, as in the examples of a decoder with a head, which may read its state.
     """
     copy_settings(run.folder, folder)
     tokenizer = run.stored_tokenizer
@@ -50,7 +50,7 @@ def write_tokenizer(
         return
     imported_settings = {name: tokenizer.settings[name] for name in tokenizer.settings if name != SPLITS_SPECIAL_TOKENS}
     is_imported = bool(imported_settings.keys() - {CHAT_TEMPLATE})
-    if isinstance(tokenizer, HuggingFace) and is_imported and not ends_texts:
+    if isinstance(tokenizer, HuggingFace) and is_imported and not appends_eos:
         write_file(folder / tokenizer.file_name, tokenizer.file_bytes)
         return
     if isinstance(tokenizer, SentencePiece):
@@ -61,12 +61,8 @@ def write_tokenizer(
     except UserError as error:
         print(f"export: no tokenizer.json: {error}", file=sys.stderr, flush=True)
         return
-    if ends_texts and tokenizer.eos is not None:
-        before_text = tokenizer.prefix_tokens().tolist()
-        first = _name(tokenizer, before_text[0]) if before_text else None
-        add_special_tokens(backend, first, _name(tokenizer, tokenizer.eos))
-    elif backend.post_processor is None:
-        _add_to_backend(backend, tokenizer, model)
+    if appends_eos or backend.post_processor is None:
+        _add_special_tokens(backend, tokenizer, model, appends_eos=appends_eos)
     write_file(folder / "tokenizer.json", backend.to_str())
     settings = {**_describe(tokenizer, model), **imported_settings, "tokenizer_class": "PreTrainedTokenizerFast"}
     for name in CONSTRUCTOR_SETTINGS:
@@ -74,7 +70,9 @@ def write_tokenizer(
     write_file(folder / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
 
 
-def _add_to_backend(backend: tokenizers.Tokenizer, tokenizer: Tokenizer, model: ModelConfig) -> None:
+def _add_special_tokens(
+    backend: tokenizers.Tokenizer, tokenizer: Tokenizer, model: ModelConfig, *, appends_eos: bool
+) -> None:
     """Put the special tokens around a text that the model was trained with."""
     if model.family == "encoder" and _present(tokenizer, LAST_CLS):
         add_special_tokens(backend, None, _present(tokenizer, LAST_SEP), end=_present(tokenizer, LAST_CLS))
@@ -83,6 +81,10 @@ def _add_to_backend(backend: tokenizers.Tokenizer, tokenizer: Tokenizer, model: 
         sep = _present(tokenizer, SEP)
         if cls and sep:
             add_special_tokens(backend, cls, sep)
+    elif appends_eos and tokenizer.eos is not None:
+        before_text = tokenizer.prefix_tokens().tolist()
+        first = _name(tokenizer, before_text[0]) if before_text else None
+        add_special_tokens(backend, first, _name(tokenizer, tokenizer.eos))
     elif model.family == "encoder_decoder" and tokenizer.eos is not None:
         add_special_tokens(backend, None, _name(tokenizer, tokenizer.eos))
     elif tokenizer.bos is not None:

@@ -243,8 +243,8 @@ def export_hf(
         write_index(folder / INDEX_FILE, files, dtype.itemsize)
     config = _build_config(run, model, model_type, imported_config, dtype)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    ends_texts = model.family == "decoder" and run.config.model.head is not None
-    write_tokenizer(run, folder, model, model_type.tokenizer_class, ends_texts=ends_texts)
+    appends_eos = model.family == "decoder" and run.config.model.head is not None
+    write_tokenizer(run, folder, model, model_type.tokenizer_class, appends_eos=appends_eos)
     if sentence_head is not None and model_type.select_architecture(model).settings.get("head") is None:
         write_sentence_encoder(folder, sentence_head, model.embed)
     write_generation_config(run, folder, model, config)

@@ -61,7 +61,7 @@ class Interleaving:
     """
 
     def __init__(self, shares: Float64[np.ndarray, "sources"]) -> None:
-        self._weights = _whole_weights(shares.tolist())
+        self._weights = _integer_weights(shares.tolist())
 
     def counts(self, places: int) -> list[int]:
         """Return how many of the first places each source has."""
@@ -85,7 +85,7 @@ class Interleaving:
         return source, before[source]
 
 
-def _whole_weights(shares: Sequence[float]) -> list[int]:
+def _integer_weights(shares: Sequence[float]) -> list[int]:
     """Return whole numbers in the ratios of the shares, exactly where these are fractions of small numbers."""
     fractions = [Fraction(share).limit_denominator(LARGEST_DENOMINATOR) for share in shares]
     denominator = math.lcm(*(fraction.denominator for fraction in fractions))

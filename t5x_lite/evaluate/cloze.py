@@ -169,7 +169,7 @@ def _fill_pattern(task: Cloze, record: object, location: str) -> ClozeText:
 
 
 def _encode(model: EvaluationModel, masker: TokenMasker, texts: Sequence[ClozeText]) -> list[Features]:
-    """Return the rows of texts with their gaps hidden. One that is too long loses the tokens far from the gap."""
+    """Return the rows of texts with their gaps masked. One that is too long loses the tokens far from the gap."""
     gap = masker.mask_token
     name = model.tokenizer.piece(gap)
     for special, token in model.tokenizer.special.items():

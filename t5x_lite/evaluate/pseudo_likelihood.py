@@ -20,13 +20,13 @@ from t5x_lite.parallel.batched_function import Features
 class PseudoLikelihood:
     """Computes the sum of the log-probabilities of targets, each given the inputs and all other targets.
 
-    One token is hidden at a time, or with `word_starts` also the tokens to its right in the same word (Kauf & Ivanova
+    One token is masked at a time, or with `word_starts` also the tokens to its right in the same word (Kauf & Ivanova
     2023, PLL-word-l2r).
 
     Args:
-        masker: hides tokens from the model.
+        masker: masks tokens of a text.
         apply_to_rows: applies a function to rows with the model's weights; see `LoadedModel.apply_to_rows`.
-        word_starts: tells where words start; None hides single tokens.
+        word_starts: tells where words start; None masks single tokens.
 
     Attributes:
         truncated_inputs: the number of inputs so far that were too long and lost their first tokens.
@@ -50,7 +50,7 @@ class PseudoLikelihood:
         return len(inputs) + len(targets) + self._num_special_tokens
 
     def __call__(self, pairs: Sequence[Pair], window: int) -> list[TargetScore]:
-        """Score each pair; `is_greedy` tells whether every target is the most likely token where it alone is hidden.
+        """Score each pair; `is_greedy` tells whether every target is the most likely token where it alone is masked.
 
         Args:
             pairs: inputs, which may be empty, and targets.
@@ -59,7 +59,7 @@ class PseudoLikelihood:
         Raises:
             UserError: more targets than the window has room for.
         """
-        rows = _HiddenTokens(self.masker)
+        rows = _MaskedRows(self.masker)
         for inputs, targets in pairs:
             tokens, first = self._join(inputs, targets, window)
             rows.add(tokens, first, self._stops(tokens))
@@ -90,22 +90,22 @@ class PseudoLikelihood:
         return np.concatenate([shown_inputs, targets]).astype(np.int32), len(shown_inputs)
 
     def _stops(self, tokens: Int[np.ndarray, "l"]) -> Int[np.ndarray, "l"]:
-        """Return for each token the end of the tokens that are hidden with it."""
+        """Return for each token the end of the tokens that are masked with it."""
         following = np.arange(len(tokens)) + 1
         if self.word_starts is None:
             return following
         borders = np.append(np.flatnonzero(self.word_starts(tokens)), len(tokens))
         return borders[np.searchsorted(borders, following)]
 
-    def _score(self, rows: "_HiddenTokens") -> tuple[Float[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
-        results = self._apply_to_rows(_score_hidden_tokens, rows, "scoring", self.masker)
+    def _score(self, rows: "_MaskedRows") -> tuple[Float[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
+        results = self._apply_to_rows(_score_masked_tokens, rows, "scoring", self.masker)
         log_probs = np.array([log_prob for log_prob, _ in results], np.float64)
         is_argmax = np.array([is_argmax for _, is_argmax in results], bool)
         return log_probs, is_argmax
 
 
-class _HiddenTokens(Sequence[Features]):
-    """The rows of all hidden tokens. Each is built when it is read: all together would take much memory."""
+class _MaskedRows(Sequence[Features]):
+    """The rows of all masked tokens. Each is built when it is read: all together would take much memory."""
 
     def __init__(self, masker: TokenMasker) -> None:
         self.masker = masker
@@ -113,7 +113,7 @@ class _HiddenTokens(Sequence[Features]):
         self._rows: list[tuple[int, int, int]] = []
 
     def add(self, tokens: Int[np.ndarray, "l"], first: int, stops: Int[np.ndarray, "l"]) -> None:
-        """Add a row for each token from `first` on, in which the tokens up to its stop are hidden."""
+        """Add a row for each token from `first` on, in which the tokens up to its stop are masked."""
         text = len(self._texts)
         self._texts.append(tokens)
         for start in range(first, len(tokens)):
@@ -137,10 +137,10 @@ class _HiddenTokens(Sequence[Features]):
         return {**features, "target": tokens[start : start + 1]}
 
 
-def _score_hidden_tokens(
+def _score_masked_tokens(
     spec: ModelSpec, masker: TokenMasker, params: PyTree[Array], batch: dict[str, Array]
 ) -> tuple[Float[Array, " b"], Bool[Array, " b"]]:
-    """Return the log-probability of each row's hidden token, and whether it is the most likely token."""
+    """Return the log-probability of each row's masked token, and whether it is the most likely token."""
     logits = masker.logits(spec.model(params), batch)[:, 0]
     target = batch["target"][:, :1]
     log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), target, axis=-1)

@@ -262,7 +262,7 @@ class ModelConfig(Config):
         return self.is_encoder_only or self.gives_vectors
 
     @property
-    def dropout_of_attention(self) -> float:
+    def attention_dropout_rate(self) -> float:
         """Share of attention weights zeroed in training."""
         return self.dropout if self.attention_dropout is None else self.attention_dropout
 

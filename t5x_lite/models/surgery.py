@@ -187,7 +187,7 @@ class Surgeon:
                     yield ".".join(str(part) for part in (name, *path)), module
 
     def _create_stacked(self, create: Callable[[nnx.Rngs], Adapter], like: Weight) -> Adapter:
-        """Return an adapter for each layer that the weight `shared_with` is stacked over; or one."""
+        """Return an adapter for each layer that the weight `like` is stacked over; or one."""
         is_stacked = like.ndim > len(like.axes.names)
         if not is_stacked:
             return create(self.rngs)

@@ -102,7 +102,7 @@ def _flops_per_weight(shape: tuple[int, ...], first_trained: int | None, *, has_
 
 
 @dataclass(frozen=True)
-class _StackCost:
+class _StackShape:
     """A stack of layers, and what it reads of a text.
 
     Attributes:
@@ -120,13 +120,13 @@ class _StackCost:
     streams: float = 1.0
 
 
-def _stacks(model: ModelConfig, lengths: ExampleLengths) -> list[_StackCost]:
+def _stacks(model: ModelConfig, lengths: ExampleLengths) -> list[_StackShape]:
     if model.family == "electra":
         return [*_stacks(model.discriminator_model, lengths), *_stacks(model.generator_model, lengths)]
     streams = 1 + lengths.query_stream / lengths.tokens
-    stacks = [_StackCost(model, model.layers, lengths.tokens, causal=model.family == "decoder", streams=streams)]
+    stacks = [_StackShape(model, model.layers, lengths.tokens, causal=model.family == "decoder", streams=streams)]
     if model.family == "encoder_decoder":
-        stacks.append(_StackCost(model.decoder_model, model.decoder_layers, lengths.targets, causal=True))
+        stacks.append(_StackShape(model.decoder_model, model.decoder_layers, lengths.targets, causal=True))
     return stacks
 
 
@@ -139,7 +139,7 @@ def attention_flops_per_text(model: ModelConfig, lengths: ExampleLengths, *, cau
     return flops
 
 
-def _self_attention_flops(stack: _StackCost, *, causal_half: bool) -> float:
+def _self_attention_flops(stack: _StackShape, *, causal_half: bool) -> float:
     def channel_pairs(layer: LayerConfig) -> float:
         """Return pairs of positions times channels of a head, of which values may have others than queries."""
         if not isinstance(layer.mixer, SelfAttention):

@@ -105,9 +105,8 @@ class StateStore:
             source = str(self._local.folder)
         else:
             restored = self.checkpoints.restore(state_shapes)
-        restored_step = 0 if restored is None else restored[0]
         if self._local is not None:
-            self._local.delete_after(restored_step)
+            self._local.delete_after(0 if restored is None else restored[0])
         if restored is None and self._config.branch is not None:
             restored = restore_branch(self._config, self._config.branch, state_shapes)
             source = self._config.branch.source

@@ -47,7 +47,7 @@ def encode_with_offsets(text: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array(token_ids, np.int32), np.array(offsets, np.int32).reshape(-1, 2)
 
 
-CODER = TaskTokenizer(
+TOKENIZER = TaskTokenizer(
     lambda text: encode_with_offsets(text)[0], encode_with_offsets, lambda ids: " ".join(f"w{i}" for i in ids)
 )
 
@@ -61,7 +61,7 @@ def array(*ids: int) -> np.ndarray:
 
 
 def single_example(objective: Supervised, record: Record, run: ExampleContext) -> Features:
-    examples = objective.examples(record, CODER, run)
+    examples = objective.examples(record, TOKENIZER, run)
     assert len(examples) == 1
     return examples[0]
 
@@ -121,7 +121,7 @@ def test_labels_are_names_or_numbers_and_others_are_refused() -> None:
         assert (features["targets"], features["loss_weights"]) == (1, 1)
     for label in ("maybe", 2, -1, 0.5):
         with pytest.raises(ValueError, match="is not one of no, yes, nor a number below 2"):
-            objective.examples({"text": words(10), "label": label}, CODER, run)
+            objective.examples({"text": words(10), "label": label}, TOKENIZER, run)
     features = single_example(Regress(), {"text": words(10), "label": "3.8"}, run)
     assert features["targets"] == np.float32(3.8)
     assert [Regress().to_text({"label": x}) for x in (3.25, 4.96, 0.0)] == ["3.2", "5.0", "0.0"]
@@ -211,7 +211,7 @@ def test_no_answer_is_at_the_cls_of_xlnet_which_comes_last() -> None:
     """question <sep> context <sep> <cls>: the second window has 5 of 9 tokens of the context."""
     objective = Extract(window_stride=4, question_len=2, unanswerable=True)
     record = {"question": words(5, 6), "context": words(*range(10, 19)), "answers": [words(17)], "starts": [28]}
-    first, second = objective.examples(record, CODER, xlnet_context(10))
+    first, second = objective.examples(record, TOKENIZER, xlnet_context(10))
     assert first["tokens"].tolist() == [5, 6, SEP, 10, 11, 12, 13, 14, SEP, CLS]
     assert second["tokens"].tolist() == [5, 6, SEP, 14, 15, 16, 17, 18, SEP, CLS]
     assert answer_positions([first, second]) == [(9, 9), (6, 6)]
@@ -244,7 +244,7 @@ def test_a_long_context_becomes_windows_and_the_answer_is_marked_in_those_that_h
     """Room for 14 - 3 special tokens - 3 of the question = 8; every 5 tokens: 0-7, 5-12, 10-17, 15-19."""
     objective = Extract(window_stride=5, question_len=3)
     run = replace(context(15, "encoder"), num_virtual_tokens=1)
-    windows = objective.examples(question_record("w110 w111"), CODER, run)
+    windows = objective.examples(question_record("w110 w111"), TOKENIZER, run)
     assert [window["tokens"].tolist() for window in windows] == [
         [-1, CLS, 5, 6, 7, SEP, *range(100 + first, 100 + stop), SEP, *[0] * (8 - stop + first)]
         for first, stop in ((0, 8), (5, 13), (10, 18), (15, 20))
@@ -254,7 +254,7 @@ def test_a_long_context_becomes_windows_and_the_answer_is_marked_in_those_that_h
     assert np.flatnonzero(windows[3]["allowed"]).tolist() == [cls, *range(6, 11)]
     assert [CONTEXT[slice(*place)] for place in windows[3]["places"][6:11]] == [f"w{n}" for n in range(115, 120)]
     # A token that is partly in the answer belongs to it; a window that cuts the answer does not hold it.
-    partial_windows = objective.examples(question_record("07 w10"), CODER, run)
+    partial_windows = objective.examples(question_record("07 w10"), TOKENIZER, run)
     assert answer_positions(partial_windows) == [(cls, cls), (8, 9), (cls, cls), (cls, cls)]
     assert {float(window["loss_weights"]) for window in (*windows, partial_windows[0])} == {1.0}
 
@@ -283,7 +283,7 @@ def test_choices_pairs_and_comparisons_are_rows_of_their_own() -> None:
     assert features["targets"] == 1
     for wrong in ({**record, "label": 2}, {**record, "choices": record["choices"] * 2}):
         with pytest.raises(ValueError, match=r"expected 2 choices|none of the 2 choices"):
-            Choice(count=2).examples(wrong, CODER, run)
+            Choice(count=2).examples(wrong, TOKENIZER, run)
     pair = {"text": words(10), "second": words(11, 12), "label": 4}
     features = single_example(Similarity(by="cosine"), pair, run)
     assert features["tokens"].tolist() == [[CLS, 10, SEP, *[0] * 5], [CLS, 11, 12, SEP, *[0] * 4]]
@@ -476,7 +476,7 @@ def test_the_answer_is_the_best_span_of_all_windows(unanswerable: bool) -> None:
     """Every pair of positions of every window, one after the other (Devlin et al. 2019, §4.2-4.3)."""
     objective = Extract(window_stride=5, question_len=3, answer_len=4, unanswerable=unanswerable, null_threshold=0.5)
     record = question_record("w110")
-    windows = objective.examples(record, CODER, context(14, "encoder"))
+    windows = objective.examples(record, TOKENIZER, context(14, "encoder"))
     null_predictions = set()
     for seed in range(60):
         rng = np.random.default_rng(seed)

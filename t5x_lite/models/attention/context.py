@@ -154,8 +154,7 @@ class QueryStream:
 
     Attributes:
         predicted: their positions in the row, `[b, p]`.
-        slots: for each position of the row, the index of its state in the stream, `[b, l]`; arbitrary where it has
-            none.
+        slots: for each position of the row, the index of its state in the stream; arbitrary where it has none.
     """
 
     predicted: Int[Array, "b p"]

@@ -193,7 +193,7 @@ def _plan_kernels(config: ModelConfig, length: int, platform: str, *, causal: bo
         dtype=config.compute,
         causal=causal,
         bias=config.positions.adds_bias,
-        dropout=config.dropout_of_attention > 0,
+        dropout=config.attention_dropout_rate > 0,
         prefix=config.prefix_lm,
         softcap=config.attention_softcap is not None,
         sinks=config.attention_sinks,
@@ -222,7 +222,7 @@ def _plan_cross_attention(config: ModelConfig, targets: int, platform: str) -> t
         dtype=config.compute,
         causal=False,
         self_attention=False,
-        dropout=config.dropout_of_attention > 0,
+        dropout=config.attention_dropout_rate > 0,
         softcap=config.attention_softcap is not None,
     )
     return choose_kernel(Dense(), required, config.kernel, platform)

@@ -152,7 +152,7 @@ def attention_settings(config: ModelConfig, positions: PositionEncoding | None, 
     factor = (positions or config.positions).score_scale
     if factor != 1:
         scale = (scale or key_dim**-0.5) * factor
-    return AttentionSettings(scale, config.dropout_of_attention, config.kernel, softcap=config.attention_softcap)
+    return AttentionSettings(scale, config.attention_dropout_rate, config.kernel, softcap=config.attention_softcap)
 
 
 def _initial_query_scale(config: ModelConfig) -> float:
