@@ -35,7 +35,7 @@ def no_offsets(text: str) -> tuple[np.ndarray, np.ndarray]:
     raise AssertionError("preferences need no places of tokens in the text")
 
 
-CODER = TaskTokenizer(encode, no_offsets, str)
+TOKENIZER = TaskTokenizer(encode, no_offsets, str)
 RECORDS = [
     {"prompt": "abc", "chosen": "de", "rejected": "xyzw"},
     {"prompt": "b", "chosen": "ddd", "rejected": "d"},
@@ -85,7 +85,7 @@ def test_losses_and_gradients_equal_the_papers_formulas(method: preference_losse
 
 
 def test_rows_hold_the_prompt_and_one_answer_each_and_weigh_the_answer() -> None:
-    (features,) = Preference().examples(RECORDS[0], CODER, context(8))
+    (features,) = Preference().examples(RECORDS[0], TOKENIZER, context(8))
     assert features["tokens"].tolist() == [[20, 21, 22, 23, 24, 0, 0, 0], [20, 21, 22, 43, 44, 45, 42, 0]]
     assert features["targets"].tolist() == [[21, 22, 23, 24, 1, 0, 0, 0], [21, 22, 43, 44, 45, 42, 1, 0]]
     assert features["answer_weights"].tolist() == [[0, 0, 1, 1, 1, 0, 0, 0], [0, 0, 1, 1, 1, 1, 1, 0]]
@@ -93,7 +93,7 @@ def test_rows_hold_the_prompt_and_one_answer_each_and_weigh_the_answer() -> None
 
 def test_a_long_prompt_loses_its_first_tokens_and_a_long_answer_its_last() -> None:
     record = {"prompt": "abcdef", "chosen": "xy", "rejected": "lmnopqrstuv"}
-    (features,) = Preference().examples(record, CODER, context(5))
+    (features,) = Preference().examples(record, TOKENIZER, context(5))
     assert features["tokens"].tolist() == [[23, 24, 25, 43, 44], [25, 31, 32, 33, 34]]
     assert features["targets"].tolist() == [[24, 25, 43, 44, 1], [31, 32, 33, 34, 35]]
     assert features["answer_weights"].tolist() == [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]
@@ -111,14 +111,14 @@ def test_a_long_prompt_loses_its_first_tokens_and_a_long_answer_its_last() -> No
 )
 def test_comparisons_that_teach_nothing_are_refused(record: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Preference().examples(record, CODER, context(8))
+        Preference().examples(record, TOKENIZER, context(8))
 
 
 MODEL = ModelConfig(layers=2, embed=16, heads=2, vocab=VOCAB)
 
 
 def batch() -> dict[str, np.ndarray]:
-    examples = [Preference().examples(record, CODER, context(8))[0] for record in RECORDS]
+    examples = [Preference().examples(record, TOKENIZER, context(8))[0] for record in RECORDS]
     return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
 
@@ -218,6 +218,6 @@ def test_the_first_dpo_loss_is_log_2(base: tuple[Any, dict[str, jax.Array]]) -> 
 
 
 def test_a_prompt_begins_with_bos_unless_a_chat_template_writes_it() -> None:
-    (features,) = Preference().examples(RECORDS[0], CODER, context_with_bos(8, "decoder"))
+    (features,) = Preference().examples(RECORDS[0], TOKENIZER, context_with_bos(8, "decoder"))
     assert features["tokens"][0].tolist() == [BOS, 20, 21, 22, 23, 24, 0, 0]
     assert features["targets"][0].tolist() == [20, 21, 22, 23, 24, 1, 0, 0]

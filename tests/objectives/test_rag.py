@@ -10,7 +10,7 @@ import pytest
 from t5x_lite.errors import UserError
 from t5x_lite.models.losses import LossSettings
 from t5x_lite.objectives.rag import Rag
-from tests.objectives.test_supervised import CODER, words
+from tests.objectives.test_supervised import TOKENIZER, words
 from tests.objectives.vocabulary import BOS, context, context_with_bos
 
 EOS = 1
@@ -40,12 +40,12 @@ class RandomLogits:
 
 
 def batch_of(objective: Rag, *records: dict[str, Any]) -> dict[str, Any]:
-    examples = [objective.examples(record, CODER, context(10, "encoder_decoder"))[0] for record in records]
+    examples = [objective.examples(record, TOKENIZER, context(10, "encoder_decoder"))[0] for record in records]
     return {name: jnp.stack([jnp.asarray(features[name]) for features in examples]) for name in examples[0]}
 
 
 def test_an_example_is_the_query_after_each_passage() -> None:
-    (features,) = Rag(passages=4, target_len=4).examples(RECORD, CODER, context(10, "encoder_decoder"))
+    (features,) = Rag(passages=4, target_len=4).examples(RECORD, TOKENIZER, context(10, "encoder_decoder"))
     assert features["tokens"].tolist() == [
         [20, 21, 22, 23, 24, 25, 26, 10, 11, EOS],
         [30, 31, 10, 11, EOS, 0, 0, 0, 0, 0],
@@ -58,7 +58,7 @@ def test_an_example_is_the_query_after_each_passage() -> None:
     assert features["scores"].tolist() == [2, 1, -3, 0]
     assert features["passage_weights"].tolist() == [1, 1, 1, 0]
     # The passage is cut, and neither the query nor the answer.
-    (features,) = Rag(passages=1, target_len=4).examples(RECORD, CODER, context(12, "decoder"))
+    (features,) = Rag(passages=1, target_len=4).examples(RECORD, TOKENIZER, context(12, "decoder"))
     assert features["tokens"].tolist() == [[20, 21, 22, 23, 24, 25, 10, 11, 50, 51, 0, 0]]
     assert features["targets"][0, 7:10].tolist() == [50, 51, EOS]
     assert features["answer_weights"][0].tolist() == [0] * 7 + [1, 1, 1, 0, 0]
@@ -132,8 +132,8 @@ def test_rows_and_templates_without_room_are_refused() -> None:
 
 
 def test_inputs_are_between_what_the_tokenizer_puts_around_a_text() -> None:
-    (features,) = Rag(passages=1, target_len=4).examples(RECORD, CODER, context_with_bos(10, "encoder_decoder"))
+    (features,) = Rag(passages=1, target_len=4).examples(RECORD, TOKENIZER, context_with_bos(10, "encoder_decoder"))
     assert features["tokens"].tolist() == [[BOS, 20, 21, 22, 23, 24, 25, 10, 11, EOS]]
     assert features["targets"].tolist() == [[BOS, 50, 51, EOS]]
-    (features,) = Rag(passages=1, target_len=4).examples(RECORD, CODER, context_with_bos(10, "decoder"))
+    (features,) = Rag(passages=1, target_len=4).examples(RECORD, TOKENIZER, context_with_bos(10, "decoder"))
     assert features["tokens"].tolist() == [[BOS, 20, 21, 22, 10, 11, 50, 51, 0, 0]]

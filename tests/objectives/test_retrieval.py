@@ -12,7 +12,7 @@ from t5x_lite.models.losses import LossSettings
 from t5x_lite.models.outputs import TaskOutput
 from t5x_lite.objectives.passages import Passage, build_passage_features, build_query_features
 from t5x_lite.objectives.retrieval import Retrieval
-from tests.objectives.test_supervised import CODER, words
+from tests.objectives.test_supervised import TOKENIZER, words
 from tests.objectives.vocabulary import context
 
 CLS = 3
@@ -35,7 +35,7 @@ class WordVectors:
 
 
 def example(objective: Retrieval, record: dict[str, Any], seq_len: int = 8) -> dict[str, np.ndarray]:
-    (features,) = objective.examples(record, CODER, context(seq_len, "encoder"))
+    (features,) = objective.examples(record, TOKENIZER, context(seq_len, "encoder"))
     return dict(features)
 
 
@@ -63,8 +63,8 @@ def test_an_example_is_the_query_its_passage_and_its_hard_negatives() -> None:
     assert features["loss_weights"] == 1
     # As an index reads them.
     for features in (
-        build_query_features(words(10, 11), CODER.encode, context(8, "encoder")),
-        build_passage_features(Passage(words(10, 11)), CODER.encode, context(8, "encoder")),
+        build_query_features(words(10, 11), TOKENIZER.encode, context(8, "encoder")),
+        build_passage_features(Passage(words(10, 11)), TOKENIZER.encode, context(8, "encoder")),
     ):
         assert features["tokens"].tolist() == [CLS, 10, 11, SEP, 0, 0, 0, 0]
 

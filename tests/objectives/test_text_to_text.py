@@ -9,7 +9,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.objectives.prefix import Prefix
 from t5x_lite.objectives.text_to_text import TextToText
 from t5x_lite.objectives.ul2 import PUBLISHED, UL2
-from tests.objectives.test_supervised import CODER, words
+from tests.objectives.test_supervised import TOKENIZER, words
 from tests.objectives.vocabulary import BOS, context, context_with_bos, row
 
 EOS = 1
@@ -62,7 +62,7 @@ def test_a_decoder_learns_only_the_targets_of_a_pair() -> None:
 def test_the_inputs_of_a_pair_begin_with_bos_as_in_llama_and_in_bart() -> None:
     objective = TextToText(target_len=4)
     llama = context_with_bos(8, "decoder")
-    features = objective.records_example(words(11, 12), words(21), CODER, llama)
+    features = objective.records_example(words(11, 12), words(21), TOKENIZER, llama)
     assert features["tokens"].tolist() == [BOS, 11, 12, 21, 0, 0, 0, 0]
     assert features["targets"].tolist() == [11, 12, 21, EOS, 0, 0, 0, 0]
     assert features["loss_weights"].tolist() == [0, 0, 1, 1, 0, 0, 0, 0]
@@ -71,12 +71,12 @@ def test_the_inputs_of_a_pair_begin_with_bos_as_in_llama_and_in_bart() -> None:
     from_document = objective.example(document, llama, np.random.default_rng(0))
     assert from_document["tokens"].tolist() == features["tokens"].tolist()
     bart = context_with_bos(6, "encoder_decoder")
-    features = objective.records_example(words(11, 12), words(21), CODER, bart)
+    features = objective.records_example(words(11, 12), words(21), TOKENIZER, bart)
     assert features["tokens"].tolist() == [BOS, 11, 12, EOS, 0, 0]
     assert features["targets"].tolist() == [BOS, 21, EOS, 0]
     assert features["decoder_tokens"].tolist() == [0, BOS, 21, 0]
     # In T5Gemma it is the token that the decoder begins with, and no target.
-    features = objective.records_example(words(11), words(21), CODER, replace(bart, start_token=BOS))
+    features = objective.records_example(words(11), words(21), TOKENIZER, replace(bart, start_token=BOS))
     assert features["targets"].tolist() == [21, EOS, 0, 0]
     assert features["decoder_tokens"].tolist() == [BOS, 21, 0, 0]
     packed = row([11, 12, 13, 14, 15, 21, EOS], parts=[0] * 5 + [1, 1])

@@ -40,7 +40,7 @@ from tests.simulated_devices import simulated
 from tests.train.whole_runs import assert_same_weights, train
 
 TOKENIZER = Bytes()
-CODER = TaskTokenizer(TOKENIZER.encode, TOKENIZER.encode_placed, TOKENIZER.decode)
+TASK_TOKENIZER = TaskTokenizer(TOKENIZER.encode, TOKENIZER.encode_placed, TOKENIZER.decode)
 PROMPTS = ["ab", "c", "abcdefg", "xyz"]
 OBJECTIVES = {
     "grpo": {"verifier": "exact_match", "group": 4, "answer_len": 6, "epochs": 2, "minibatches": 2},
@@ -75,7 +75,7 @@ def policy_run(name: str, folder: Path, **train: object) -> Run:
 def prompt_batch(run: Run) -> dict[str, np.ndarray]:
     context = ExampleContext(run.config.train.seq_len, TOKENIZER.vocabulary())
     objective = run.config.require_objective()
-    examples = [objective.examples({"prompt": prompt, "reference": "a"}, CODER, context)[0] for prompt in PROMPTS]
+    examples = [objective.examples({"prompt": prompt, "reference": "a"}, TASK_TOKENIZER, context)[0] for prompt in PROMPTS]
     return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
 
@@ -286,7 +286,7 @@ def test_a_reward_run_scores_answers_as_it_has_learnt_to(tmp_path: Path) -> None
     context = ExampleContext(config.train.seq_len, TOKENIZER.vocabulary())
     for (prompt, answer), score in zip(texts, scores, strict=True):
         record = {"chosen": prompt + answer, "rejected": "other"}
-        (features,) = Reward().examples(record, CODER, context)
+        (features,) = Reward().examples(record, TASK_TOKENIZER, context)
         batch = {name: value[None] for name, value in features.items()}
         expected = Reward().scores(spec.model(params), batch)["scores"]
         assert float(score) == pytest.approx(float(expected[0, 0]), rel=1e-4)
@@ -319,11 +319,11 @@ def test_a_reward_run_must_be_one_with_the_same_tokenizer_and_room(tmp_path: Pat
 def test_a_long_prompt_loses_its_first_tokens_after_bos(tmp_path: Path) -> None:
     objective = policy_run("grpo", tmp_path).config.require_objective()
     record = {"prompt": "abcdefghijklm", "reference": "é"}
-    (features,) = objective.examples(record, CODER, ExampleContext(16, TOKENIZER.vocabulary()))
+    (features,) = objective.examples(record, TASK_TOKENIZER, ExampleContext(16, TOKENIZER.vocabulary()))
     assert features["prompt"].tolist() == TOKENIZER.encode("defghijklm").tolist()
     assert features["reference"].tobytes().rstrip(b"\0").decode() == "é"
     vocabulary = replace(TOKENIZER.vocabulary(), prefix_tokens=(2,))
-    (features,) = objective.examples(record, CODER, ExampleContext(16, vocabulary))
+    (features,) = objective.examples(record, TASK_TOKENIZER, ExampleContext(16, vocabulary))
     assert features["prompt"].tolist() == [2, *TOKENIZER.encode("efghijklm").tolist()]
 
 
@@ -338,7 +338,7 @@ def test_a_long_prompt_loses_its_first_tokens_after_bos(tmp_path: Path) -> None:
 def test_records_that_cannot_be_learnt_from_are_refused(record: dict[str, str], message: str, tmp_path: Path) -> None:
     objective = policy_run("grpo", tmp_path).config.require_objective()
     with pytest.raises(ValueError, match=message):
-        objective.examples(record, CODER, ExampleContext(16, TOKENIZER.vocabulary()))
+        objective.examples(record, TASK_TOKENIZER, ExampleContext(16, TOKENIZER.vocabulary()))
 
 
 @pytest.mark.parametrize(
