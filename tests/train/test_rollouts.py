@@ -75,7 +75,9 @@ def policy_run(name: str, folder: Path, **train: object) -> Run:
 def prompt_batch(run: Run) -> dict[str, np.ndarray]:
     context = ExampleContext(run.config.train.seq_len, TOKENIZER.vocabulary())
     objective = run.config.require_objective()
-    examples = [objective.examples({"prompt": prompt, "reference": "a"}, TASK_TOKENIZER, context)[0] for prompt in PROMPTS]
+    examples = []
+    for prompt in PROMPTS:
+        examples += objective.examples({"prompt": prompt, "reference": "a"}, TASK_TOKENIZER, context)
     return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
 
