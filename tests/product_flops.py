@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
@@ -47,9 +48,9 @@ def count_product_flops(jaxpr: Jaxpr) -> float:
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             (contracted_axes, _), _ = equation.params["dimension_numbers"]
-            input_shape = equation.invars[0].aval.shape
-            output_size = math.prod(equation.outvars[0].aval.shape)
-            total += 2.0 * output_size * math.prod(input_shape[axis] for axis in contracted_axes)
+            operand: Any = equation.invars[0].aval
+            product: Any = equation.outvars[0].aval
+            total += 2.0 * math.prod(product.shape) * math.prod(operand.shape[axis] for axis in contracted_axes)
         repeats = 1
         if equation.primitive.name == "scan":
             repeats = equation.params["length"]

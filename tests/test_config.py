@@ -15,6 +15,7 @@ from t5x_lite.models.attention.kinds import AttentionKind, Dense, Local
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.positions import Learned, Rotary
 from t5x_lite.models.positions.rope_scaling import Llama3Scaling, YarnScaling
+from t5x_lite.train.optimizers.adamw import AdamW
 from t5x_lite.train.schedules.linear import Linear
 
 SMALL = "model: {layers: 2, embed: 8, heads: 2}\ntrain: {steps: 10, batch_size: 4, seq_len: 8}\n"
@@ -41,7 +42,9 @@ def test_later_files_and_overrides_win(tmp_path: Path, small: Path) -> None:
     child.write_text("base: [small.yaml]\ntrain: {steps: 20}\noptimizer: {method: {adamw: {b1: 0.8}}}\n")
     loaded = config.load(child, ["train.seq_len=4", "--optimizer.method.adamw.b2=0.5"])
     assert (loaded.train.steps, loaded.train.seq_len, loaded.train.batch_size) == (20, 4, 4)
-    assert (loaded.optimizer.method.b1, loaded.optimizer.method.b2) == (0.8, 0.5)
+    method = loaded.optimizer.method
+    assert isinstance(method, AdamW)
+    assert (method.b1, method.b2) == (0.8, 0.5)
     assert loaded.run_dir == "runs/child"
 
 

@@ -10,6 +10,7 @@ import yaml
 
 import t5x_lite
 from t5x_lite import config as configuration
+from t5x_lite.adapt import CopyLayers
 from t5x_lite.cli import main
 from t5x_lite.data.tokenizer_config import Words
 from t5x_lite.data.word_vocabulary import read_words
@@ -21,6 +22,7 @@ from t5x_lite.parallel import mesh as meshes
 from t5x_lite.run_dir import new_run
 from t5x_lite.run_teacher import open_teacher
 from t5x_lite.train.flops import flops_per_example
+from t5x_lite.train.optimizers.adamw import AdamW
 from t5x_lite.train.step_flops import step_flops_per_example
 from t5x_lite.train.steps import make_steps
 from t5x_lite.trees import flatten_names
@@ -267,11 +269,13 @@ def test_the_shipped_config_has_the_published_settings(tmp_path: Path) -> None:
     settings = config.distillation
     assert settings is not None
     assert (settings.soft, settings.hard, settings.cosine, settings.temperature) == (5, 2, 1, 2)
+    assert isinstance(config.method, CopyLayers)
     assert config.method.layers == (0, 2, 4, 7, 9, 11)
     assert (config.model.layers, config.model.token_types, config.model.outputs) == (6, 0, ("tokens",))
     optimizer = config.optimizer
     assert (optimizer.learning_rate, optimizer.weight_decay, optimizer.clip_norm) == (5e-4, 0, 5)
     assert optimizer.warmup_steps == 0.05 * config.train.steps
+    assert isinstance(optimizer.method, AdamW)
     assert (optimizer.method.b1, optimizer.method.b2, optimizer.method.epsilon) == (0.9, 0.98, 1e-6)
 
 

@@ -12,6 +12,8 @@ from t5x_lite import config as configuration
 from t5x_lite.cli import main
 from t5x_lite.config import RunConfig
 from t5x_lite.data.files import open_file
+from t5x_lite.data.pipeline import TrainingRows
+from t5x_lite.data.tokenizer_config import Unigram
 from t5x_lite.run_data import open_run_data, open_tokenizer
 from t5x_lite.sweep import config as sweeps
 from t5x_lite.sweep.grid import expand
@@ -52,7 +54,9 @@ def test_all_read_the_same_text_with_the_same_tokenizer_and_schedule() -> None:
     assert len({(config.data.files, config.data.validation_files, config.data.cache_dir) for config in configs}) == 1
     assert len({config.tokenizer for config in configs}) == 1
     assert len({config.optimizer for config in configs}) == 1
-    assert configs[0].tokenizer.vocab == 8192
+    tokenizer = configs[0].tokenizer
+    assert isinstance(tokenizer, Unigram)
+    assert tokenizer.vocab == 8192
     assert all(config.eval.evaluators == configs[0].eval.evaluators for config in configs)
 
 
@@ -98,7 +102,8 @@ def test_a_run_is_one_pass_over_ten_million_words(name: str, real_data: Path, tm
     cache = Path(os.environ.get("T5X_LITE_STUDY_CACHE", tmp_path / "cache"))
     config = load(name, f"data.files={text}", f"data.validation_files={text}", f"data.cache_dir={cache}")
     rows = open_run_data(config, open_tokenizer(config)).rows()
-    assert rows.order.row_counts[0] // config.train.batch_size == config.train.steps
+    assert isinstance(rows, TrainingRows)
+    assert rows.row_plans[0].rows // config.train.batch_size == config.train.steps
 
 
 def write_text(english: Path, folder: Path) -> Path:

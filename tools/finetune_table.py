@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--columns", default="sentence,label")
     parser.add_argument("--to", type=Path, default=Path("runs/finetune"))
     options = parser.parse_args()
-    rows = [HEADER]
+    rows: list[tuple[str, ...]] = [HEADER]
     for method in LEARNING_RATES:
         run_dirs = []
         for seed in SEEDS:

@@ -7,7 +7,7 @@ python tools/forgetting_table.py BASE TRAIN.tsv DEV.tsv [--methods full,lora] [-
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ HUB_ADAPTER = {"width": 8, "original_ln_before": True}
 HUB_FUSION = {"kind": HUB_ADAPTER, "query_before_ln": False, "residual_before": False, "query_key_bias": True}
 FUSED = "pfeiffer_hub"
 """The method whose runs the fusion combines."""
-METHODS: dict[str, tuple[dict[str, dict[str, object]], float]] = {
+METHODS: dict[str, tuple[dict[str, Mapping[str, object]], float]] = {
     "full": ({"full": {}}, 1e-3),
     "head": ({"head": {}}, 1e-2),
     "features": ({"features": {"layers": 2}}, 1e-2),

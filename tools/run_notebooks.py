@@ -51,7 +51,7 @@ def run_cell(source: str, names: dict[str, object], number: int) -> list[Cell]:
         exec(compile(tree, name, "exec"), names)
         if last_expression is not None:
             value = eval(compile(last_expression, name, "eval"), names)
-    outputs = []
+    outputs: list[Cell] = []
     for stream, text in (("stdout", stdout.getvalue()), ("stderr", stderr.getvalue())):
         if text:
             outputs.append({"output_type": "stream", "name": stream, "text": text.splitlines(keepends=True)})

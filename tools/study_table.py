@@ -78,7 +78,7 @@ def phenomena(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
 def draw(runs: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> None:
     """Draw the loss over the tokens that were read, and the accuracies of each phenomenon."""
     figure, (curves, points) = pyplot.subplots(1, 2, figsize=(12, 6), width_ratios=(2, 3))
-    colors = [*pyplot.colormaps["tab10"].colors, "black", "lightgreen", "gold"]
+    colors = [*pyplot.color_sequences["tab10"], "black", "lightgreen", "gold"]
     scores = {name: lines[-1] for name, lines in runs.items()}
     names = phenomena(scores)
     for number, (name, lines) in enumerate(runs.items()):

@@ -19,6 +19,7 @@ from t5x_lite.cli import main
 from t5x_lite.config import RunConfig
 from t5x_lite.data.pipeline import training_batches
 from t5x_lite.models.spec import ModelSpec, model_spec
+from t5x_lite.objectives.supervised import Supervised
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.run_data import open_run_data
 from t5x_lite.run_dir import open_run
@@ -110,10 +111,12 @@ def train_steps(config: RunConfig) -> TrainedModel:
 def score_function(spec: ModelSpec, config: RunConfig) -> ScoreFunction:
     """Return a function from weights by name to the scores of the classes for the first batch of a run."""
     (batch,) = read_batches(config, count=1)
+    objective = config.require_objective()
+    assert isinstance(objective, Supervised)
 
     @jax.jit
     def compute(weights: PyTree) -> Float[Array, "examples classes"]:
-        return config.require_objective().scores(spec.model(unflatten_names(weights)), batch)["scores"]
+        return objective.scores(spec.model(unflatten_names(weights)), batch)["scores"]
 
     def scores(weights: NamedArrays) -> Float[np.ndarray, "examples classes"]:
         return np.asarray(compute(weights))

@@ -13,7 +13,9 @@ from t5x_lite.data.sources import units
 from t5x_lite.data.unit_readers import documents
 from t5x_lite.errors import UserError
 
-datasets = pytest.importorskip("datasets", reason="the extra hfdata is not installed")
+pytest.importorskip("datasets", reason="the extra hfdata is not installed")
+
+import datasets
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -312,7 +312,8 @@ def test_labels_in_another_order_are_those_of_the_task_by_their_names(tmp_path: 
     overrides = ("objective.classify.labels=['YES', 'NO']", "task_form=head", "model.family=decoder")
     data = open_tasks(load_config(tmp_path, task, *overrides))
     assert isinstance(data.objective, Supervised)
-    assert [data.objective.reference(record) for record in data.held_out[0]] == [1, 0]
+    records = data.held_out[0]
+    assert [data.objective.reference(records[number]) for number in range(len(records))] == [1, 0]
 
 
 def test_a_prompt_that_a_reward_model_would_not_read_is_refused(tmp_path: Path) -> None:

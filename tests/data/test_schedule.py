@@ -16,6 +16,7 @@ from t5x_lite.data.config import DataConfig
 from t5x_lite.data.mixture import Interleaving
 from t5x_lite.data.open_data import open_data
 from t5x_lite.data.pipeline import ExampleBuilder, TrainingRows, training_batch
+from t5x_lite.data.row_plan import PackedRows
 from t5x_lite.data.source_order import Section, SourceOrder, sections_of
 from t5x_lite.data.stage_orders import StageRows, stage_orders
 from t5x_lite.data.stages import Stage, stage_number, tokens_until
@@ -76,9 +77,9 @@ def rows_of_stages(stages: Sequence[Stage], seed: int = 0) -> list[TrainingRows]
         described.append(StageRows(stage, weights / weights.sum(), row_plans))
     rows = []
     phases = [min(stage.seq_len for stage in stages)] * 2
-    for stage, order in zip(described, stage_orders(described, seed), strict=True):
-        builder = ExampleBuilder(DataConfig(), Causal(), context(stage.stage.seq_len))
-        rows.append(TrainingRows(stage.row_plans, order, [builder] * 2, seed, phases))
+    for stage_rows, order in zip(described, stage_orders(described, seed), strict=True):
+        builder = ExampleBuilder(DataConfig(), Causal(), context(stage_rows.stage.seq_len))
+        rows.append(TrainingRows(stage_rows.row_plans, order, [builder] * 2, seed, phases))
     return rows
 
 
@@ -153,7 +154,9 @@ def test_sentences_are_read_once_in_an_epoch_in_which_the_length_changes() -> No
     n = 0
     while order[n][0] == 0:
         row = order[n][1]
-        read.update(range(*plans[int(n >= drawn)].spans.read(row, row + 1)[0]))
+        plan = plans[int(n >= drawn)]
+        assert isinstance(plan, PackedRows)
+        read.update(range(*plan.spans.read(row, row + 1)[0]))
         n += 1
     assert max(read.values()) == 1
     # Each border of a block may cost a row of either length, of 14 and 62 tokens: here a third of the epoch at most.

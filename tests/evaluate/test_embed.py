@@ -91,6 +91,7 @@ def test_pooled_states_equal_transformers(
 ) -> None:
     model, states = bert
     embeddings = model.embed(TEXTS, pool=pool)
+    assert isinstance(embeddings, np.ndarray)
     assert embeddings.dtype == np.float32
     np.testing.assert_allclose(embeddings, np.stack([pool_states(x[-1]) for x in states]), atol=2e-5)
 

@@ -1,7 +1,6 @@
 """The names of metrics that a config tells are those that evaluations report."""
 
 import json
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -29,8 +28,8 @@ def test_the_terms_of_a_loss_have_their_names(name: str) -> None:
     batch = {}
     for feature, value in example_features(config).items():
         batch[feature] = jax.ShapeDtypeStruct((2, *value.shape), value.dtype)
-    loss = partial(loss_function(config, spec, 1, training=False), key=None)
-    metrics = jax.eval_shape(lambda params, batch: loss_metrics(loss(params, batch)), spec.shapes, batch)
+    loss = loss_function(config, spec, 1, training=False)
+    metrics = jax.eval_shape(lambda params, batch: loss_metrics(loss(params, batch, None)), spec.shapes, batch)
     reported = {f"eval/{metric}" for metric, mean in metrics.items() if not mean.shape and metric != "z_loss"}
     names = set(metric_names(config))
     assert reported <= names

@@ -16,7 +16,9 @@ import pytest
 from t5x_lite.evaluate.page.page import write_page
 from tests.evaluate.test_page import ATTACK, metrics, write_run
 
-playwright = pytest.importorskip("playwright.sync_api")
+pytest.importorskip("playwright.sync_api")
+
+from playwright import sync_api as playwright
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "headless_shell")
 STEPS = 40

@@ -19,7 +19,7 @@ from tests.simulated_devices import simulated
 STEPS = 200
 LENGTH = 48
 TARGETS = 6
-SOFT_TOKENS = 3
+VIRTUAL_TOKENS = 3
 LABELS = ["no", "yes"]
 FAMILIES: dict[str, dict[str, Any]] = {
     "t5": {"family": "encoder_decoder", "positions": {"relative": {}}, "norm": "rmsnorm", "bias": False},
@@ -80,7 +80,9 @@ def read_predictions(run: Path, records: list[tuple[str, int]]) -> list[int]:
     return [row["prediction"] for row in rows]
 
 
-def answer_without_cache(model: Model, records: list[tuple[str, int]], soft_tokens: int = 0) -> tuple[list[int], float]:
+def answer_without_cache(
+    model: Model, records: list[tuple[str, int]], virtual_tokens: int = 0
+) -> tuple[list[int], float]:
     """Return a T5's greedy answers and its mean loss on the targets, computed record by record without a cache."""
     tokenizer = model.tokenizer
     spec = model.run.spec
@@ -128,16 +130,16 @@ def test_a_t5_generates_its_answers(t5: Path, records: list[tuple[str, int]]) ->
 def test_soft_prompts_precede_the_inputs_in_training_and_in_generation(
     t5: Path, config: Path, records: list[tuple[str, int]], tmp_path: Path
 ) -> None:
-    method = json.dumps({"prompt": {"length": SOFT_TOKENS}})
+    method = json.dumps({"prompt": {"length": VIRTUAL_TOKENS}})
     run = train(config, tmp_path / "run", f"adapt.from={t5}", f"adapt.method={method}", "train.steps=4")
     model = load(run)
-    expected, loss = answer_without_cache(model, records, SOFT_TOKENS)
+    expected, loss = answer_without_cache(model, records, VIRTUAL_TOKENS)
     assert read_predictions(run, records) == expected
     assert lines(run)[-1]["eval/loss"] == pytest.approx(loss, rel=1e-4, abs=1e-6)
     texts = model.generate([f"fox: {text}" for text, _ in records], temperature=0.0, tokens=TARGETS)
     assert [label_of_text(text) for text in texts] == expected
     model.params["tokens"]["prompt"]["vectors"] *= 100
-    _, changed_loss = answer_without_cache(model, records, SOFT_TOKENS)
+    _, changed_loss = answer_without_cache(model, records, VIRTUAL_TOKENS)
     assert changed_loss != pytest.approx(loss, rel=0.01)
 
 

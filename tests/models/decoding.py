@@ -1,11 +1,11 @@
 """Decoding token by token with a cache, for comparisons with one pass over a row."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Float, Int
 
 
@@ -22,7 +22,7 @@ def pad_left(rows: Sequence[Int[np.ndarray, "1 _"]]) -> tuple[Int[np.ndarray, "b
 
 
 def decode_states(
-    model: nnx.Module,
+    model: Any,
     prompts: Int[np.ndarray, "b l"],
     segment_ids: Int[np.ndarray, "b l"],
     new_tokens: Int[np.ndarray, "b t"],

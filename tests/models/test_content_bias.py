@@ -96,8 +96,8 @@ def test_every_form_of_attention_adds_the_bias_of_its_pairs(kind: AttentionKind,
     forms = forms_of_attention(segments, causal=causal)
 
     @jax.jit
-    def attend_in_every_form(*sides: Array) -> dict[str, Array]:
-        return {form: attend(*sides, kind, context, settings) for form, (context, settings) in forms.items()}
+    def attend_in_every_form(q: Array, k: Array, v: Array) -> dict[str, Array]:
+        return {form: attend(q, k, v, kind, context, settings) for form, (context, settings) in forms.items()}
 
     for form, out in attend_in_every_form(q, k, v).items():
         np.testing.assert_allclose(out * is_token, np.concatenate(rows) * is_token, atol=1e-5, err_msg=form)

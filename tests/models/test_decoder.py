@@ -14,9 +14,10 @@ from jaxtyping import Float, Int, PyTree
 from t5x_lite.models.attention.context import AttentionContext, TokenPositions
 from t5x_lite.models.attention.layer import Attention
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.layers import dropout
+from t5x_lite.models.layers import Embed, dropout
 from t5x_lite.models.remat_policy import RematPolicy
 from t5x_lite.models.spec import init_params, model_spec
+from t5x_lite.models.transformer import Decoder
 from tests.models.decoding import decode_states, pad_left
 from tests.models.weights import random_model
 
@@ -63,14 +64,14 @@ def decoder_config(**settings: object) -> ModelConfig:
     return ModelConfig.model_validate({**SIZES, **LEARNED_POSITIONS, **settings})
 
 
-def fresh_model(config: ModelConfig) -> nnx.Module:
+def fresh_model(config: ModelConfig) -> Decoder:
     """Return a model with the weights that training begins with."""
     params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
     return model_spec(config).model(params)
 
 
 @pytest.fixture(params=VARIANTS)
-def model(request: pytest.FixtureRequest) -> nnx.Module:
+def model(request: pytest.FixtureRequest) -> Decoder:
     return random_model(decoder_config(**VARIANTS[request.param]))
 
 
@@ -87,13 +88,13 @@ def compute_logits(
 
 
 def logits_of(
-    model: nnx.Module, tokens: Int[np.ndarray, "b l"], **features: Int[np.ndarray, "b l"]
+    model: Decoder, tokens: Int[np.ndarray, "b l"], **features: Int[np.ndarray, "b l"]
 ) -> Float[np.ndarray, "b l v"]:
     graph, weights = nnx.split(model)
     return np.asarray(compute_logits(graph, weights, tokens, features))
 
 
-def test_later_tokens_do_not_change_earlier_logits(model: nnx.Module) -> None:
+def test_later_tokens_do_not_change_earlier_logits(model: Decoder) -> None:
     tokens = random_tokens(1, 12)
     changed_tokens = tokens.copy()
     changed_tokens[0, 7:] = (changed_tokens[0, 7:] + 1) % VOCAB
@@ -103,7 +104,7 @@ def test_later_tokens_do_not_change_earlier_logits(model: nnx.Module) -> None:
     assert np.abs(logits[:, 7:] - changed_logits[:, 7:]).max() > 1e-4
 
 
-def test_documents_packed_in_a_row_have_the_logits_of_separate_rows(model: nnx.Module) -> None:
+def test_documents_packed_in_a_row_have_the_logits_of_separate_rows(model: Decoder) -> None:
     first = random_tokens(1, 5, seed=1)
     second = random_tokens(1, 7, seed=2)
     packed = np.concatenate([first, second, np.zeros((1, 4), np.int32)], axis=1)
@@ -115,7 +116,7 @@ def test_documents_packed_in_a_row_have_the_logits_of_separate_rows(model: nnx.M
     assert np.isfinite(packed_logits).all()
 
 
-def test_cached_decoding_equals_one_pass_for_prompts_of_unequal_length(model: nnx.Module) -> None:
+def test_cached_decoding_equals_one_pass_for_prompts_of_unequal_length(model: Decoder) -> None:
     prompts = [random_tokens(1, 6, seed=3), random_tokens(1, 3, seed=4)]
     new_tokens = random_tokens(2, 4, seed=5)
     padded_prompts, segment_ids = pad_left(prompts)
@@ -220,6 +221,7 @@ def test_initial_weights_have_the_standard_deviations_of_gpt2() -> None:
     model = fresh_model(decoder_config(layers=8, embed=64, heads=4, vocab=500))
     block = model.decoder.stack.layers["0"]
     residual_std = 0.02 / math.sqrt(2 * 8)
+    assert isinstance(model.tokens, Embed)
     expected_stds = {
         "embedding": (model.tokens.weight, 0.02),
         "query": (block.attention.query.weight, 0.02),
@@ -242,6 +244,7 @@ def test_initial_weights_have_the_standard_deviations_of_t5() -> None:
     sizes = {"layers": 4, "embed": 64, "heads": 4, "head_dim": 32, "mlp": 256, "vocab": 500}
     model = fresh_model(decoder_config(**sizes, attention_scale=1.0, init=init))
     block = model.decoder.stack.layers["0"]
+    assert isinstance(model.tokens, Embed)
     expected_stds = {
         "embedding": (model.tokens.weight, 1.0),
         "query": (block.attention.query.weight, (64 * 32) ** -0.5),

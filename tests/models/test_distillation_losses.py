@@ -89,8 +89,8 @@ def test_cosine_loss_and_its_gradient_equal_torch_also_of_states_of_zeros(rng: n
 
 
 def test_a_factor_scales_what_is_minimised_and_not_what_is_reported(rng: np.random.Generator) -> None:
-    states = rng.normal(size=(2, ROWS, LENGTH, 5)).astype(np.float32)
-    term = cosine_loss(*states, np.ones((ROWS, LENGTH), np.float32))
+    student, teacher = rng.normal(size=(2, ROWS, LENGTH, 5)).astype(np.float32)
+    term = cosine_loss(student, teacher, np.ones((ROWS, LENGTH), np.float32))
     scaled = term.scaled(5.0)
     assert float(scaled.total) == pytest.approx(5 * float(term.total))
     assert scaled.means("cosine") == term.means("cosine")

@@ -4,6 +4,7 @@ Weights are set by hand, so that each state is a count of what was kept.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from t5x_lite.adapt.method import AdaptationMethod
 from t5x_lite.models.attention.context import AttentionContext, TokenPositions
 from t5x_lite.models.block import Block
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.feedforward.layer import FeedForward
 from t5x_lite.models.head_config import HeadConfig
 from t5x_lite.models.layers import Linear, dropout
 from t5x_lite.models.outputs import TaskOutput
@@ -72,6 +74,7 @@ def test_attention_drops_its_weights_and_then_its_output() -> None:
 def test_the_feed_forward_drops_its_inner_activations_and_then_its_output() -> None:
     feedforward = {"mlp": {"activation": "relu", "dropout": 0.2}}
     block = zero_block(plain_config(dropout=0.5, feedforward=feedforward))
+    assert isinstance(block.feedforward, FeedForward)
     block.feedforward.up.weight[...] = jnp.eye(WIDTH)
     block.feedforward.down.weight[...] = jnp.eye(WIDTH)
     x = jnp.ones((50, WIDTH, WIDTH))
@@ -110,7 +113,7 @@ def test_lora_drops_the_input_of_its_product_alone() -> None:
     assert_share(outputs > 10.5, 0.8)
 
 
-def zero_model(config: ModelConfig, method: AdaptationMethod | None = None) -> nnx.Module:
+def zero_model(config: ModelConfig, method: AdaptationMethod | None = None) -> Any:
     """Return a model whose weights are zero."""
     spec = model_spec(config) if method is None else model_spec(config, method.surgery)
     return spec.model(jax.tree.map(lambda shape: jnp.zeros(shape.shape), spec.shapes))

@@ -3,17 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from jaxtyping import Bool, Float, Int
 
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.positions.relative import relative_bucket
 from t5x_lite.models.spec import model_spec
+from t5x_lite.models.transformer import EncoderDecoder
 from tests.models.decoding import decode_states, pad_left
 from tests.models.weights import random_model
 
@@ -29,7 +30,7 @@ ENCODER_DECODERS = {
 }
 
 
-def build_model(**settings: object) -> nnx.Module:
+def build_model(**settings: object) -> Any:
     return random_model(ModelConfig.model_validate({**SIZES, **settings}))
 
 
@@ -52,11 +53,11 @@ def changed_positions(
 
 
 @pytest.fixture(params=ENCODER_DECODERS)
-def encoder_decoder(request: pytest.FixtureRequest) -> nnx.Module:
+def encoder_decoder(request: pytest.FixtureRequest) -> EncoderDecoder:
     return build_model(**ENCODER_DECODERS[request.param])
 
 
-def test_targets_depend_on_all_inputs_and_on_no_later_target(encoder_decoder: nnx.Module) -> None:
+def test_targets_depend_on_all_inputs_and_on_no_later_target(encoder_decoder: EncoderDecoder) -> None:
     compute_states = jax.jit(encoder_decoder)
     inputs = random_tokens(1, 9)
     targets = random_tokens(1, 6, seed=1)
@@ -89,7 +90,7 @@ def pack(texts: Sequence[Int[np.ndarray, "1 _"]], padding: int = 2) -> PackedRow
     )
 
 
-def test_pairs_packed_in_a_row_have_the_states_of_separate_rows(encoder_decoder: nnx.Module) -> None:
+def test_pairs_packed_in_a_row_have_the_states_of_separate_rows(encoder_decoder: EncoderDecoder) -> None:
     """With segments on both sides, cross-attention stays inside its pair."""
     compute_states = jax.jit(encoder_decoder)
     inputs = [random_tokens(1, length, seed=length) for length in (5, 7)]
@@ -110,7 +111,7 @@ def test_pairs_packed_in_a_row_have_the_states_of_separate_rows(encoder_decoder:
         np.testing.assert_allclose(np.asarray(packed_states)[:, is_in_segment], separate_states, atol=2e-5)
 
 
-def test_cached_decoding_equals_one_pass_for_inputs_of_unequal_length(encoder_decoder: nnx.Module) -> None:
+def test_cached_decoding_equals_one_pass_for_inputs_of_unequal_length(encoder_decoder: EncoderDecoder) -> None:
     inputs = [random_tokens(1, 6, seed=3), random_tokens(1, 4, seed=4)]
     targets = random_tokens(2, 5, seed=5)
     padded_inputs, segment_ids = pad_left(inputs)

@@ -46,17 +46,17 @@ def is_allowed(kind: AttentionKind, query: int, key: int, head: int) -> bool:
             return True
         case Local(window=window):
             return abs(query - key) <= window - 1
-        case Strided(stride=stride):
+        case Strided(stride=stride, share=share):
             near = abs(query - key) <= stride
             far = abs(query - key) % stride == 0
-        case Fixed(stride=stride, summary=summary):
+        case Fixed(stride=stride, summary=summary, share=share):
             near = query // stride == key // stride
             far = key % stride >= stride - summary
         case BlockGlobal(block=block, neighbours=neighbours, globals=count):
             in_band = abs(query // block - key // block) <= neighbours
             return key < count or query < count or in_band
     of_head = near if head < HEADS // 2 else far
-    return {"near": near, "far": far, "both": near or far, "heads": of_head}[kind.share]
+    return {"near": near, "far": far, "both": near or far, "heads": of_head}[share]
 
 
 def allowed_keys(

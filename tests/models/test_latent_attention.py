@@ -16,6 +16,7 @@ from t5x_lite.models.attention.kinds import Dense
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.experts.routers import DeepSeek, TopK
 from t5x_lite.models.mesh_sizes import check_mesh_sizes
+from t5x_lite.models.mixers.latent_attention import LatentAttention
 from t5x_lite.models.spec import model_spec
 from t5x_lite.trees import flatten_names, unflatten_names
 from tests.models.decoding import decode_states, pad_left
@@ -77,6 +78,7 @@ def test_the_cache_holds_the_latent_and_one_rotated_key() -> None:
         .pattern[0]
         .mixer
     )
+    assert isinstance(mixer, LatentAttention)
     assert mixer.rank + mixer.rotary == 4.5 * 128
 
 
@@ -109,7 +111,8 @@ def test_a_fused_kernel_gets_values_as_wide_as_keys() -> None:
     context = AttentionContext(positions, positions, causal=True, self_attention=True)
     settings = AttentionSettings(kernel="flash", platform="gpu", interpret=True)
     out = attend(query, key, value, Dense(), context, settings)
-    expected = attend(*(x.astype(jnp.float32) for x in (query, key, value)), Dense(), context, AttentionSettings())
+    query, key, value = (x.astype(jnp.float32) for x in (query, key, value))
+    expected = attend(query, key, value, Dense(), context, AttentionSettings())
     np.testing.assert_allclose(out.astype(jnp.float32), expected, atol=3e-2)
 
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import TypeAlias
 
@@ -468,7 +468,7 @@ def test_the_memory_of_dispatch_grows_linearly_with_the_tokens() -> None:
     layer = random_layer({"router": "switch", "dispatch": {"capacity": {"group": "batch"}}})
     graph, params = nnx.split(layer)
 
-    def gradient_function(is_token: Bool[jax.Array, "1 l"]) -> Callable[..., PyTree]:
+    def gradient_function(is_token: Bool[jax.Array, "1 l"]) -> jax.stages.Wrapped:
         def total(params: PyTree, x: Float[jax.Array, "1 l d"]) -> Float[jax.Array, ""]:
             return nnx.merge(graph, params)(x, is_token, None).sum()
 

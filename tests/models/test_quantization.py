@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +93,7 @@ def test_the_train_step_has_quantized_products_and_the_evaluation_has_none(remat
     # Seven matrices of a layer (query, key, value, out, gate, up, down): forward, and two gradients each. The layers
     # are one scan. Recomputation of the products that are kept would add to them.
     assert trained.count("i8") == 7 * 3
-    evaluated = products(steps.evaluate.lower((steps.state.params, steps.state.frozen), batch).as_text())
+    evaluate: Any = steps.evaluate
+    evaluated = products(evaluate.lower((steps.state.params, steps.state.frozen), batch).as_text())
     assert evaluated
     assert "i8" not in evaluated

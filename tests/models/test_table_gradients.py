@@ -104,8 +104,9 @@ def test_the_gradients_of_keys_and_values_are_those_of_all_chunks_of_queries() -
 
     def total(dtype: str) -> Callable[..., jax.Array]:
         def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-            sides = [x.astype(dtype) for x in (query, key, value)]
-            return blocked.attention(AttentionInputs(*sides, context, settings), Dense()).astype(jnp.float32).sum()
+            query, key, value = (x.astype(dtype) for x in (query, key, value))
+            inputs = AttentionInputs(query, key, value, context, settings)
+            return blocked.attention(inputs, Dense()).astype(jnp.float32).sum()
 
         return attend
 
@@ -139,7 +140,7 @@ def test_the_gradient_of_a_hidden_matrix_is_that_of_all_tokens() -> None:
             graph, state = nnx.split(layer)
             x = jax.random.normal(jax.random.key(1), (1, length, 8))
 
-            def total(state: nnx.State, graph=graph, x=x) -> jax.Array:
+            def total(state: nnx.State, graph: nnx.GraphDef = graph, x: jax.Array = x) -> jax.Array:
                 continues = jnp.arange(x.shape[1])[None] > 0
                 outputs, _ = nnx.merge(graph, state)(x, continues, {"h": jnp.zeros((1, 8))}, None)
                 return (outputs.astype(jnp.float32) * jnp.tanh(x)).sum()

@@ -13,7 +13,9 @@ from t5x_lite.models.spec import model_spec
 from t5x_lite.trees import flatten_names
 from tests.models.weights import random_model
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
+
+import torch
 
 LAYERS = 2
 EMBED = 16
@@ -50,7 +52,9 @@ def distance_vector(distance: int) -> "torch.Tensor":
     return torch.cat([torch.sin(angles), torch.cos(angles)])
 
 
-def scores_of_pairs(q: "torch.Tensor", k: "torch.Tensor", w: "torch.Tensor", u: "torch.Tensor", v: "torch.Tensor"):
+def scores_of_pairs(
+    q: "torch.Tensor", k: "torch.Tensor", w: "torch.Tensor", u: "torch.Tensor", v: "torch.Tensor"
+) -> "torch.Tensor":
     """Return the four terms of §3.3 for every visible pair of a query and a key; the queries are the last tokens."""
     queries, keys = len(q), len(k)
     rows = []
@@ -64,7 +68,9 @@ def scores_of_pairs(q: "torch.Tensor", k: "torch.Tensor", w: "torch.Tensor", u: 
     return torch.stack(rows)
 
 
-def scores_by_shift(q: "torch.Tensor", k: "torch.Tensor", w: "torch.Tensor", u: "torch.Tensor", v: "torch.Tensor"):
+def scores_by_shift(
+    q: "torch.Tensor", k: "torch.Tensor", w: "torch.Tensor", u: "torch.Tensor", v: "torch.Tensor"
+) -> "torch.Tensor":
     """Return the same with appendix B: products with the distances in falling order, shifted to the left by row."""
     queries, keys = len(q), len(k)
     distances = torch.stack([distance_vector(distance) for distance in range(keys - 1, -1, -1)]) @ w

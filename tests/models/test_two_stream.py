@@ -5,13 +5,13 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 from jaxtyping import Array, Float
 
 from t5x_lite.evaluate.masked_tokens import PermutedTokens
 from t5x_lite.models.attention import layer
 from t5x_lite.models.attention.context import AttentionSettings, BlockLimits
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.transformer import Encoder
 from t5x_lite.objectives.special_tokens import SpecialTokensTemplate
 from tests.models.weights import random_model
 
@@ -34,12 +34,12 @@ TOKENS = np.random.default_rng(0).integers(0, VOCAB - 1, (1, LENGTH))
 
 
 @pytest.fixture(scope="module")
-def model() -> nnx.Module:
+def model() -> Encoder:
     return random_model(CONFIG)
 
 
 def predict(
-    model: nnx.Module, tokens: np.ndarray, predicted: np.ndarray, rank: np.ndarray, **features: np.ndarray
+    model: Encoder, tokens: np.ndarray, predicted: np.ndarray, rank: np.ndarray, **features: np.ndarray
 ) -> Float[np.ndarray, "p d"]:
     @jax.jit
     def run(tokens: Array, predicted: Array, rank: Array, features: dict[str, Array]) -> Array:
@@ -48,7 +48,7 @@ def predict(
     return np.asarray(run(tokens, predicted[None], rank[None], features))[0]
 
 
-def test_a_prediction_depends_on_the_tokens_before_it_in_the_order_and_no_others(model: nnx.Module) -> None:
+def test_a_prediction_depends_on_the_tokens_before_it_in_the_order_and_no_others(model: Encoder) -> None:
     states = predict(model, TOKENS, PREDICTED, RANK)
     for place in range(LENGTH):
         changed = TOKENS.copy()
@@ -60,7 +60,7 @@ def test_a_prediction_depends_on_the_tokens_before_it_in_the_order_and_no_others
             assert comes_before or differences[number] == 0
 
 
-def test_unused_entries_and_padding_change_nothing(model: nnx.Module) -> None:
+def test_unused_entries_and_padding_change_nothing(model: Encoder) -> None:
     """Unused entries are at place 0, which may be predicted too."""
     rank = RANK.copy()
     rank[0] = 4
@@ -77,7 +77,7 @@ def test_unused_entries_and_padding_change_nothing(model: nnx.Module) -> None:
     np.testing.assert_allclose(padded[: len(predicted)], states, atol=1e-5)
 
 
-def test_documents_of_a_row_are_predicted_as_rows_of_their_own(model: nnx.Module) -> None:
+def test_documents_of_a_row_are_predicted_as_rows_of_their_own(model: Encoder) -> None:
     """The first document is all predicted: its first token in the order sees nothing, and nothing of the second."""
     rank = np.array([2, 0, 1, 5, -1, 4, -1, -1, 3, -1, -1, -1])
     types = np.array([[0, 0, 1, 0, 0, 0, 1, 1, 1, 1, 2, 2]])
@@ -90,7 +90,7 @@ def test_documents_of_a_row_are_predicted_as_rows_of_their_own(model: nnx.Module
 
 
 @pytest.mark.slow
-def test_chunks_of_a_long_row_have_the_states_of_one_piece(model: nnx.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_of_a_long_row_have_the_states_of_one_piece(model: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     types = np.array([[0] * 5 + [1] * 7])
     states = predict(model, TOKENS, PREDICTED, RANK, token_types=types)
     settings = layer.attention_settings
@@ -104,7 +104,7 @@ def test_chunks_of_a_long_row_have_the_states_of_one_piece(model: nnx.Module, mo
 
 
 @pytest.mark.slow
-def test_a_hidden_token_is_scored_without_being_seen(model: nnx.Module) -> None:
+def test_a_hidden_token_is_scored_without_being_seen(model: Encoder) -> None:
     """`10 11 12 <sep> <cls>` with 11 and 12 hidden: the score of 11 depends on 10 alone."""
     masker = PermutedTokens(SpecialTokensTemplate((), 4, (3,)))
     features = masker.features(np.array([10, 11, 12], np.int32), slice(1, 3))

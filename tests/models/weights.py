@@ -1,16 +1,17 @@
 """Models with random weights, created without compiling an initialisation."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.tree_util import DictKey
 
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.spec import model_spec
 
 
-def random_model(config: ModelConfig, std: float = 0.2) -> nnx.Module:
+def random_model(config: ModelConfig, std: float = 0.2) -> Any:
     """Return a model whose weights are normal with mean 0; the scales of norms have mean 1.
 
     Biases and norms then have an effect too, which those of a fresh model do not have.

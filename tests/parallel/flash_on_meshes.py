@@ -107,11 +107,10 @@ def check_dropout_of_shared_heads() -> None:
     positions = TokenPositions(np.arange(LENGTH), jnp.ones((2, LENGTH), jnp.int32))
     settings = AttentionSettings(interpret=True, dropout=0.3)
 
-    def total(*arrays: Any) -> jax.Array:
+    def total(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         context = AttentionContext(positions, positions, causal=True, self_attention=True)
-        return jnp.sum(
-            jnp.sin(flash.attention(AttentionInputs(*arrays, context, settings, jax.random.key(2)), Dense()))
-        )
+        inputs = AttentionInputs(query, key, value, context, settings, jax.random.key(2))
+        return jnp.sum(jnp.sin(flash.attention(inputs, Dense())))
 
     mesh = meshes.make_mesh(MeshConfig(data=2, context=2, tensor=2))
     step = 1e-2
@@ -131,8 +130,8 @@ def check_dropout_is_the_same_on_a_mesh() -> None:
     context = AttentionContext(positions, positions, causal=True, self_attention=True)
     settings = AttentionSettings(interpret=True, dropout=0.3)
 
-    def attend(*arrays: Any) -> jax.Array:
-        return flash.attention(AttentionInputs(*arrays, context, settings, jax.random.key(3)), Dense())
+    def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        return flash.attention(AttentionInputs(query, key, value, context, settings, jax.random.key(3)), Dense())
 
     expected = attend(*sides)
     with jax.set_mesh(meshes.make_mesh(MeshConfig(data=2, context=2, tensor=2))):

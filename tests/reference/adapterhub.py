@@ -57,7 +57,7 @@ def outputs_of_adapters() -> dict[str, np.ndarray]:
     import transformers
 
     def build() -> transformers.BertModel:
-        config = transformers.BertConfig(**SIZES, attn_implementation="eager")
+        config = transformers.BertConfig(**{**SIZES, "attn_implementation": "eager"})
         model = transformers.BertModel(config, add_pooling_layer=False).eval()
         adapters.init(model)
         return model

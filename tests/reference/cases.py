@@ -8,13 +8,13 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
-from flax import nnx
 from jaxtyping import PyTree
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -229,7 +229,7 @@ class Case:
             features["sentence_weights"] = np.ones(ROWS, np.float32)
         return {name: jnp.asarray(values) for name, values in features.items()}
 
-    def _loss_terms(self, module: nnx.Module, features: Features) -> dict[str, LossSums]:
+    def _loss_terms(self, module: Any, features: Features) -> dict[str, LossSums]:
         settings = LossSettings(VOCAB)
         match self.main_objective:
             case "span_corruption":
@@ -245,7 +245,7 @@ class Case:
         is_replaced = jnp.asarray(self.batch["replaced"]) > 0
         return {"detection": binary_cross_entropy(scores, is_replaced, features["detection_weights"])}
 
-    def _states(self, module: nnx.Module, features: Features) -> jax.Array:
+    def _states(self, module: Any, features: Features) -> jax.Array:
         positions = features["positions"]
         segment_ids = features["segment_ids"]
         match self.main_objective:
@@ -260,7 +260,7 @@ class Case:
             return module.predict_in_order(features["tokens"], *order, segment_ids=segment_ids, token_types=token_types)
         return module(features["tokens"], positions=positions, segment_ids=segment_ids, token_types=token_types)
 
-    def _logits(self, module: nnx.Module, features: Features) -> Features:
+    def _logits(self, module: Any, features: Features) -> Features:
         states = self._states(module, features)
         match self.objective:
             case "masked, next sentence":

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch", reason="reference implementations need the 
 transformers = pytest.importorskip("transformers", reason="pip install -e '.[hf]'")
 
 import t5x_lite  # noqa: E402
-from t5x_lite.adapt import ADAPTATIONS, AdaptationMethod  # noqa: E402
+from t5x_lite.adapt import ADAPTATIONS, AdaptationMethod, Fusion  # noqa: E402
 from t5x_lite.convert.huggingface import import_hf  # noqa: E402
 from t5x_lite.models.spec import model_spec  # noqa: E402
 from t5x_lite.trees import flatten_names, unflatten_names  # noqa: E402
@@ -105,6 +105,6 @@ def test_states_equal_those_of_adapterhub_for_the_same_weights(case: str, bert: 
 
 def test_the_fusion_of_the_paper_is_another_function(bert: Path) -> None:
     """The options decide: without them the same weights give other states."""
-    method = ADAPTATIONS["fusion"](adapters=("a", "b"), kind={"width": WIDTH}, query_key_bias=True)
+    method = Fusion(adapters=("a", "b"), kind={"width": WIDTH}, query_key_bias=True)
     with np.load(RECORDED) as recorded:
         assert np.abs(states(bert, method, "dynamic") - recorded["dynamic"]).max() > 0.1

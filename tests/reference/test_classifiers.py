@@ -9,13 +9,17 @@ import pytest
 from jax import numpy as jnp
 
 torch = pytest.importorskip("torch", reason="reference implementations need the extra hf: pip install -e '.[hf]'")
-transformers = pytest.importorskip("transformers", reason="pip install -e '.[hf]'")
+pytest.importorskip("transformers", reason="pip install -e '.[hf]'")
+
+import transformers  # noqa: E402
 
 import t5x_lite  # noqa: E402
 from t5x_lite.api import Model  # noqa: E402
 from t5x_lite.cli import main  # noqa: E402
 from t5x_lite.convert.huggingface import export_hf, import_hf  # noqa: E402
 from t5x_lite.errors import UserError  # noqa: E402
+from t5x_lite.objectives.classify import Classify  # noqa: E402
+from t5x_lite.objectives.supervised import Supervised  # noqa: E402
 from tests.reference.tiny_models import COMMON_SIZES, DEBERTA, DEBERTA_V3  # noqa: E402
 
 LABELS = {0: "entailment", 1: "neutral", 2: "contradiction"}
@@ -55,6 +59,7 @@ def our_scores(run: Path) -> np.ndarray:
     tokens, mask = make_batch()
     batch = {"tokens": jnp.asarray(tokens), "segment_ids": jnp.asarray(mask)}
     objective = model.config.require_objective()
+    assert isinstance(objective, Supervised)
     return np.asarray(objective.scores(model.spec.model(model.params), batch)["scores"])
 
 
@@ -74,7 +79,9 @@ def test_a_classifier_gives_transformers_scores_and_keeps_its_labels(name: str, 
     theirs = save_model(tmp_path / "theirs", name, "SequenceClassification", **settings)
     import_hf(tmp_path / "theirs", tmp_path / "run")
     np.testing.assert_allclose(our_scores(tmp_path / "run"), their_scores(theirs), atol=1e-5)
-    assert t5x_lite.load(tmp_path / "run").config.require_objective().labels == tuple(LABELS.values())
+    objective = t5x_lite.load(tmp_path / "run").config.require_objective()
+    assert isinstance(objective, Classify)
+    assert objective.labels == tuple(LABELS.values())
     export_hf(tmp_path / "run", tmp_path / "out")
     again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
     np.testing.assert_array_equal(their_scores(again), their_scores(theirs))

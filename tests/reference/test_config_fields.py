@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,8 +75,9 @@ def load_changed(case: Case, folder: Path, name: str, value: object) -> object |
     config = json.loads((folder / "config.json").read_text())
     config[name] = value
     (folder / "config.json").write_text(json.dumps(config))
+    model_class: Any = type(case.theirs)
     try:
-        model, info = type(case.theirs).from_pretrained(folder, output_loading_info=True)
+        model, info = model_class.from_pretrained(folder, output_loading_info=True)
     except Exception:  # whatever their checks raise
         return None
     if info["missing_keys"] or info["mismatched_keys"] or info["unexpected_keys"]:

@@ -3,32 +3,35 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
-torch = pytest.importorskip("torch", reason="reference implementations need the extra hf: pip install -e '.[hf]'")
-transformers = pytest.importorskip("transformers", reason="pip install -e '.[hf]'")
+pytest.importorskip("torch", reason="reference implementations need the extra hf: pip install -e '.[hf]'")
+pytest.importorskip("transformers", reason="pip install -e '.[hf]'")
 
-from safetensors.numpy import load_file, save_file  # noqa: E402
-from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position  # noqa: E402
+import torch
+import transformers
+from safetensors.numpy import load_file, save_file
+from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 
-import t5x_lite  # noqa: E402
-from t5x_lite.convert.deberta import DEBERTA_V2  # noqa: E402
-from t5x_lite.convert.huggingface import export_hf, import_hf  # noqa: E402
-from t5x_lite.errors import UserError  # noqa: E402
-from t5x_lite.models.config import ModelConfig  # noqa: E402
-from t5x_lite.models.gather_positions import gather_positions  # noqa: E402
-from t5x_lite.models.losses import LossSettings  # noqa: E402
-from t5x_lite.models.positions.disentangled import distance_rows  # noqa: E402
-from t5x_lite.models.spec import model_spec  # noqa: E402
-from t5x_lite.objectives.replaced_token import ReplacedToken  # noqa: E402
-from t5x_lite.trees import flatten_names  # noqa: E402
-from tests.models.test_electra import VOCAB, make_batch  # noqa: E402
-from tests.models.weights import random_model  # noqa: E402
-from tests.reference.tiny_models import DEBERTA_V3, build_encoder  # noqa: E402
+import t5x_lite
+from t5x_lite.convert.deberta import DEBERTA_V2
+from t5x_lite.convert.huggingface import export_hf, import_hf
+from t5x_lite.errors import UserError
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.gather_positions import gather_positions
+from t5x_lite.models.losses import LossSettings
+from t5x_lite.models.positions.disentangled import distance_rows
+from t5x_lite.models.spec import model_spec
+from t5x_lite.objectives.replaced_token import ReplacedToken
+from t5x_lite.trees import flatten_names
+from tests.models.test_electra import VOCAB, make_batch
+from tests.models.weights import random_model
+from tests.reference.tiny_models import DEBERTA_V3, build_encoder
 
 WEIGHTS_FILE = "model.safetensors"
 TOKENS = np.random.default_rng(0).integers(5, 90, (2, 9))
@@ -150,7 +153,7 @@ SHARED_TABLE = "discriminator.tokens.other.weight"
 DIFFERENCE = "discriminator.tokens.weight"
 
 
-def select(weights: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+def select(weights: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """Return the arrays whose names begin with a prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="reference implementations need the extra hf: pip install -e '.[hf]'")
+pytest.importorskip("torch", reason="reference implementations need the extra hf: pip install -e '.[hf]'")
 
-from jaxtyping import PyTree  # noqa: E402
-from torch.nn.functional import (  # noqa: E402
+import torch
+from jaxtyping import PyTree
+from torch.nn.functional import (
     cosine_embedding_loss,
     cross_entropy,
     kl_div,
@@ -24,15 +25,15 @@ from torch.nn.functional import (  # noqa: E402
     softmax,
 )
 
-from t5x_lite.objectives.causal import Causal  # noqa: E402
-from t5x_lite.objectives.distillation import Distillation, add_token_weights  # noqa: E402
-from t5x_lite.objectives.masked import Masked  # noqa: E402
-from t5x_lite.objectives.span_corruption import SpanCorruption  # noqa: E402
-from t5x_lite.run_loss import distillation_loss_function  # noqa: E402
-from t5x_lite.train.state import TrainState  # noqa: E402
-from t5x_lite.train.training_loss import TrainingLoss  # noqa: E402
-from t5x_lite.trees import flatten_names  # noqa: E402
-from tests.reference.cases import IGNORED, Case, Features, Outputs, make  # noqa: E402
+from t5x_lite.objectives.causal import Causal
+from t5x_lite.objectives.distillation import Distillation, add_token_weights
+from t5x_lite.objectives.masked import Masked
+from t5x_lite.objectives.span_corruption import SpanCorruption
+from t5x_lite.run_loss import distillation_loss_function
+from t5x_lite.train.state import TrainState
+from t5x_lite.train.training_loss import TrainingLoss
+from t5x_lite.trees import flatten_names
+from tests.reference.cases import IGNORED, Case, Features, Outputs, make
 
 OBJECTIVES = {"masked": Masked(), "causal": Causal(), "span_corruption": SpanCorruption()}
 TEACHERS = {"DistilBERT": "BERT, MLM alone", "GPT-2": "GPT-2", "T5 v1.0": "T5 v1.0"}

@@ -13,16 +13,18 @@ import numpy as np
 import pytest
 from jaxtyping import Float, Int
 
-torch = pytest.importorskip("torch", reason="reference implementations need the extra hf: pip install -e '.[hf]'")
+pytest.importorskip("torch", reason="reference implementations need the extra hf: pip install -e '.[hf]'")
 
-from t5x_lite.evaluate.layer_states import compute_layer_states  # noqa: E402
-from t5x_lite.models.character_ids import CHARACTERS, CharacterIds  # noqa: E402
-from t5x_lite.models.config import ModelConfig  # noqa: E402
-from t5x_lite.models.losses import LossSettings  # noqa: E402
-from t5x_lite.models.spec import ModelSpec, model_spec  # noqa: E402
-from t5x_lite.objectives import ExampleContext, TokenRow, Vocabulary  # noqa: E402
-from t5x_lite.objectives.bidirectional_lm import BidirectionalLM  # noqa: E402
-from t5x_lite.trees import flatten_names  # noqa: E402
+import torch
+
+from t5x_lite.evaluate.layer_states import compute_layer_states
+from t5x_lite.models.character_ids import CHARACTERS, CharacterIds
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.losses import LossSettings
+from t5x_lite.models.spec import ModelSpec, model_spec
+from t5x_lite.objectives import ExampleContext, TokenRow, Vocabulary
+from t5x_lite.objectives.bidirectional_lm import BidirectionalLM
+from t5x_lite.trees import flatten_names
 
 WORDS = ("<unk>", "the", "quick", "brown", "fox", "jumps", "naïve", "dog", "overhanging", "<s>", "</s>")
 BEGIN = 9

@@ -9,14 +9,16 @@ import pytest
 from flax import nnx
 from jaxtyping import Float, Int
 
-torch = pytest.importorskip("torch", reason="reference implementations need the extra hf: pip install -e '.[hf]'")
-functional = pytest.importorskip("torch.nn.functional", reason="pip install -e '.[hf]'")
+pytest.importorskip("torch", reason="reference implementations need the extra hf: pip install -e '.[hf]'")
 
-from t5x_lite import config as configuration  # noqa: E402
-from t5x_lite.models.losses import LossSettings  # noqa: E402
-from t5x_lite.objectives.masked import Masked  # noqa: E402
-from t5x_lite.trees import flatten_names  # noqa: E402
-from tests.models.weights import random_model  # noqa: E402
+import torch
+from torch.nn import functional
+
+from t5x_lite import config as configuration
+from t5x_lite.models.losses import LossSettings
+from t5x_lite.objectives.masked import Masked
+from t5x_lite.trees import flatten_names
+from tests.models.weights import random_model
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "neobert" / "250m.yaml"
 LAYERS = 3

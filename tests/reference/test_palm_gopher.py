@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-torch = pytest.importorskip("torch", reason="reference implementations need the extra hf: pip install -e '.[hf]'")
-functional = pytest.importorskip("torch.nn.functional", reason="pip install -e '.[hf]'")
+pytest.importorskip("torch", reason="reference implementations need the extra hf: pip install -e '.[hf]'")
 
-from t5x_lite import config as configuration  # noqa: E402
-from t5x_lite.models.losses import LossSettings  # noqa: E402
-from t5x_lite.objectives.causal import Causal  # noqa: E402
-from t5x_lite.trees import flatten_names  # noqa: E402
-from tests.conftest import REPOSITORY  # noqa: E402
-from tests.models.weights import random_model  # noqa: E402
+import torch
+from torch.nn import functional
+
+from t5x_lite import config as configuration
+from t5x_lite.models.losses import LossSettings
+from t5x_lite.objectives.causal import Causal
+from t5x_lite.trees import flatten_names
+from tests.conftest import REPOSITORY
+from tests.models.weights import random_model
 
 pytestmark = pytest.mark.slow
 

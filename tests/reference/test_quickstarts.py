@@ -18,6 +18,7 @@ from t5x_lite.convert.huggingface import export_hf  # noqa: E402
 from t5x_lite.convert.imported_run import write_run  # noqa: E402
 from t5x_lite.errors import UserError  # noqa: E402
 from t5x_lite.models.spec import init_params  # noqa: E402
+from t5x_lite.objectives.supervised import Supervised  # noqa: E402
 from tests.conftest import REPOSITORY  # noqa: E402
 
 CONFIGS = REPOSITORY / "configs"
@@ -75,6 +76,7 @@ def scores(model: Model, tokens: np.ndarray) -> np.ndarray:
     """Return the scores of a classifier."""
     batch = {"tokens": tokens, "segment_ids": np.ones_like(tokens)}
     objective = model.config.require_objective()
+    assert isinstance(objective, Supervised)
     return np.asarray(objective.scores(model.spec.model(model.params), batch)["scores"])
 
 

@@ -379,9 +379,14 @@ def test_gpt2s_published_files_are_read_as_transformers_reads_them(real_data: Pa
     assert ours.eos == theirs.eos_token_id == 50256
 
 
+def parse_model(content: bytes) -> Any:
+    """Return a SentencePiece model."""
+    return sentencepiece_model_pb2.ModelProto.FromString(content)  # type: ignore[attr-defined]
+
+
 def spiece(model: bytes, pieces: list[tuple[str, int]]) -> bytes:
     """Append pieces of a type to a SentencePiece model."""
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    proto = parse_model(model)
     for name, kind in pieces:
         proto.pieces.add(piece=name, score=0.0, type=kind)
     return proto.SerializeToString()
@@ -429,7 +434,7 @@ def test_alberts_file_is_read_with_the_changes_that_its_tokenizer_makes_first(
 ) -> None:
     config = Unigram(vocab=120, normalization="nmt_nfkc_cf", byte_fallback=False)
     trained = vocabulary.train(config, TRAINING_TEXT).file_bytes
-    proto = sentencepiece_model_pb2.ModelProto.FromString(trained)
+    proto = parse_model(trained)
     # ALBERT's layout: <pad>, <unk>, [CLS], [SEP], [MASK].
     del proto.pieces[:3]
     pieces = list(proto.pieces)
@@ -458,7 +463,7 @@ def test_debertas_two_files_are_read_as_transformers_reads_them(tmp_path: Path) 
 def test_debertas_sentencepiece_file_is_read_with_a_mask_at_its_end(settings: dict[str, bool], tmp_path: Path) -> None:
     """The ids are those of SentencePiece; Transformers 5 leaves out the normalisation of the file."""
     trained = vocabulary.train(T5_MODEL_SETTINGS, TRAINING_TEXT)
-    proto = sentencepiece_model_pb2.ModelProto.FromString(trained.file_bytes)
+    proto = parse_model(trained.file_bytes)
     del proto.pieces[:3]
     pieces = list(proto.pieces)
     del proto.pieces[:]
@@ -477,7 +482,7 @@ def test_debertas_sentencepiece_file_is_read_with_a_mask_at_its_end(settings: di
 @pytest.mark.parametrize("settings", [{}, {"do_lower_case": True}])
 def test_xlnets_file_is_read_and_exported_with_its_tokens_at_the_end(settings: dict[str, bool], tmp_path: Path) -> None:
     config = Unigram(vocab=120, normalization="nmt_nfkc", byte_fallback=False)
-    proto = sentencepiece_model_pb2.ModelProto.FromString(vocabulary.train(config, TRAINING_TEXT).file_bytes)
+    proto = parse_model(vocabulary.train(config, TRAINING_TEXT).file_bytes)
     pieces = list(proto.pieces)[3:]
     del proto.pieces[:]
     names = ("<s>", "</s>", "<cls>", "<sep>", "<pad>", "<mask>", "<eod>", "<eop>")

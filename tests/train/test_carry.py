@@ -21,6 +21,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.models.attention.kernels import planned_kernels
 from t5x_lite.models.carry import empty_carry, final_states, set_initial_states
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.mixers.mixer import SelfAttention
 from t5x_lite.models.spec import model_spec
 from t5x_lite.models.transformer import Decoder
 from t5x_lite.objectives import Causal, Objective
@@ -249,7 +250,10 @@ def test_a_memory_that_would_stay_empty_is_refused(tiny_config: Path) -> None:
     overrides = ["model.pattern=[{mixer: {attention: {memory: 4}}}]", "model.positions=transformer_xl"]
     with pytest.raises(UserError, match=r"mixer\.attention\.memory needs data\.order=consecutive, or it stays empty"):
         configuration.load(tiny_config, overrides)
-    assert configuration.load(tiny_config, [*overrides, "data.order=consecutive"]).model.period[0].mixer.memory == 4
+    config = configuration.load(tiny_config, [*overrides, "data.order=consecutive"])
+    mixer = config.model.period[0].mixer
+    assert isinstance(mixer, SelfAttention)
+    assert mixer.memory == 4
 
 
 def test_fused_kernels_refuse_a_memory() -> None:

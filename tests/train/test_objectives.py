@@ -196,7 +196,9 @@ def test_an_encoder_fills_masks_and_scores(model: Model, capsys: pytest.CaptureF
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["contrastive"], indirect=True)
 def test_a_contrastive_encoder_embeds_and_predicts_no_tokens(model: Model) -> None:
-    assert model.embed(["the fox", "a dog"]).shape == (2, 16)
+    vectors = model.embed(["the fox", "a dog"])
+    assert isinstance(vectors, np.ndarray)
+    assert vectors.shape == (2, 16)
     with pytest.raises(UserError, match=r"outputs: \[\]"):
         model.logits(np.arange(5, 15))
 

@@ -39,6 +39,7 @@ def test_a_run_learns_resumes_to_the_bit_and_embeds(tiny_config: Path, tmp_path:
     assert {line["step"]: line["loss"] for line in lines(run) if "loss" in line} == first
     model = t5x_lite.load(run)
     vectors = embed(model, ["the quick fox", "a dog"])
+    assert isinstance(vectors, np.ndarray)
     assert vectors.shape == (2, 32)
     states = embed(model, ["the quick fox"], pool="none")[0]
     np.testing.assert_allclose(states.mean(0), vectors[0], atol=1e-5)

@@ -25,6 +25,7 @@ from t5x_lite.models.losses import LossSettings
 from t5x_lite.models.spec import model_spec
 from t5x_lite.objectives.grpo import GRPO
 from t5x_lite.objectives.objective import ExampleContext
+from t5x_lite.objectives.policy_optimization import PolicyOptimization
 from t5x_lite.objectives.reward import Reward
 from t5x_lite.objectives.supervised import TaskTokenizer
 from t5x_lite.parallel.mesh import make_mesh
@@ -75,6 +76,7 @@ def policy_run(name: str, folder: Path, **train: object) -> Run:
 def prompt_batch(run: Run) -> dict[str, np.ndarray]:
     context = ExampleContext(run.config.train.seq_len, TOKENIZER.vocabulary())
     objective = run.config.require_objective()
+    assert isinstance(objective, PolicyOptimization)
     examples = []
     for prompt in PROMPTS:
         examples += objective.examples({"prompt": prompt, "reference": "a"}, TASK_TOKENIZER, context)
@@ -222,6 +224,7 @@ def test_rows_hold_prompt_and_answer_and_their_log_probabilities_are_those_of_th
     answers[3, 1, 5:] = -1
     rewards = rng.standard_normal((len(PROMPTS), 4)).astype(np.float32)
     objective = run.config.require_objective()
+    assert isinstance(objective, PolicyOptimization)
     loss_settings = LossSettings(TOKENIZER.vocab, 16)
     answered = {**batch, "answers": answers, "rewards": rewards}
     rows = jax.jit(lambda weights: objective.prepare(run.spec.model(weights), answered, loss_settings))(weights)
@@ -320,6 +323,7 @@ def test_a_reward_run_must_be_one_with_the_same_tokenizer_and_room(tmp_path: Pat
 
 def test_a_long_prompt_loses_its_first_tokens_after_bos(tmp_path: Path) -> None:
     objective = policy_run("grpo", tmp_path).config.require_objective()
+    assert isinstance(objective, PolicyOptimization)
     record = {"prompt": "abcdefghijklm", "reference": "é"}
     (features,) = objective.examples(record, TASK_TOKENIZER, ExampleContext(16, TOKENIZER.vocabulary()))
     assert features["prompt"].tolist() == TOKENIZER.encode("defghijklm").tolist()
@@ -339,6 +343,7 @@ def test_a_long_prompt_loses_its_first_tokens_after_bos(tmp_path: Path) -> None:
 )
 def test_records_that_cannot_be_learnt_from_are_refused(record: dict[str, str], message: str, tmp_path: Path) -> None:
     objective = policy_run("grpo", tmp_path).config.require_objective()
+    assert isinstance(objective, PolicyOptimization)
     with pytest.raises(ValueError, match=message):
         objective.examples(record, TASK_TOKENIZER, ExampleContext(16, TOKENIZER.vocabulary()))
 

@@ -77,7 +77,7 @@ def read_wandb_records(content: bytes) -> Iterator:
     A file is blocks of 32 KiB. A fragment is a checksum (4 bytes), its size (2), its kind (1) and its bytes; kind 1 is
     a whole record, and 2, 3 and 4 are its first, middle and last fragments.
     """
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
     position = WANDB_FILE_HEADER
     fragments = b""

@@ -64,7 +64,8 @@ def _write_index(folder: Path, lengths: np.ndarray) -> None:
     """Write a corpus that consists of an index alone: planning reads no tokens."""
     files = CorpusFiles(str(folder))
     splits: dict[Split, SplitCounts] = {}
-    for split, values in (("train", lengths), ("validation", lengths[:0])):
+    lengths_of_splits: dict[Split, np.ndarray] = {"train": lengths, "validation": lengths[:0]}
+    for split, values in lengths_of_splits.items():
         offsets = np.concatenate([[0], np.cumsum(values)])
         writer = SortedArrayWriter(files.starts(split, "documents"))
         writer.append(offsets)

@@ -56,6 +56,7 @@ def torch_gpt2(config: RunConfig, batch: Batch) -> "tuple[torch.nn.Module, Torch
     import transformers
 
     model = config.model
+    assert model.vocab is not None
     settings = transformers.GPT2Config(
         vocab_size=model.vocab,
         n_layer=model.layers,
@@ -75,7 +76,8 @@ def torch_gpt2(config: RunConfig, batch: Batch) -> "tuple[torch.nn.Module, Torch
 def _torch_t5(config: RunConfig, batch: Batch) -> "tuple[torch.nn.Module, TorchInputs]":
     import transformers
 
-    settings = transformers.T5Config(dropout_rate=0, decoder_start_token_id=0)
+    settings = transformers.T5Config(dropout_rate=0)
+    settings.decoder_start_token_id = 0
     inputs = {"input_ids": batch["tokens"], "labels": batch["targets"], "use_cache": False}
     return transformers.T5ForConditionalGeneration(settings), inputs
 
