@@ -40,6 +40,7 @@ _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \([^\n]*\{\n((?:(?!\}(?:$|,))
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations|called_computations)=(\{[^}]*\}|%[\w.\-]+)")
 _FUSED = re.compile(r"calls=%([\w.\-]+)")
+_SPREAD_START = re.compile(r"%async-collective-start[\w.\-]* = .*calls=%([\w.\-]+)")
 _LOOP = re.compile(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _TRIP_COUNT = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 _SEND_BETWEEN_SLICES = re.compile(r"= (.*?) send\(.*_xla_megascale_transfer_type=\"(\w+)\"")
@@ -99,10 +100,8 @@ def find_collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> lis
     """Return the collectives of one run of a compiled program by kind and mesh axes, the largest first.
 
     The body of a loop counts as often as the loop's condition says. A collective that the compiler has spread over
-    several fusions, to overlap it with other work, has one channel; it counts as often as it starts. One outside of
-    fusions counts wherever it stands: an iteration that the compiler takes out of a loop has the channels of the loop.
-    A loop whose limit is computed does not count: the further rounds of dropless experts are for batches whose tokens
-    choose unevenly.
+    several fusions, to overlap it with other work, counts where it starts. A loop whose limit is computed does not
+    count: the further rounds of dropless experts are for batches whose tokens choose unevenly.
 
     Args:
         text: `compiled.as_text()`.
@@ -114,34 +113,27 @@ def find_collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> lis
     bodies = {name: body.splitlines() for _, name, body in computations}
     entry = next(name for entry_mark, name, _ in computations if entry_mark)
     executions = _count_executions(bodies, entry)
-    fused = set(_FUSED.findall(text))
-    channels: dict[str, _Channel] = {}
+    spread_starts = set(_SPREAD_START.findall(text))
+    spread_parts = {name for name in _FUSED.findall(text) if not name.startswith(SCATTERED_SUM)} - spread_starts
+    fused_with_work = _channels_fused_with_work(bodies)
+    channels: list[_Channel] = []
     for name, times in executions.items():
-        occurrences = Counter[str]()
+        if name in spread_parts:
+            continue
         overlapped = set(overlapped_lines(bodies[name]))
         for line in bodies[name]:
-            is_overlapped = line in overlapped or name.startswith(FUSED_WITH_WORK)
+            is_overlapped = line in overlapped
             send = _SEND_BETWEEN_SLICES.search(line)
             if send:
                 channel = _read_send_between_slices(send, slices, times)
-                channels[line] = replace(channel, is_overlapped=is_overlapped)
+                channels.append(replace(channel, is_overlapped=is_overlapped))
             instruction = _COLLECTIVE.search(line)
-            if not instruction:
-                continue
-            # `shard_map` gives one channel to several collectives: number those of one computation.
-            key = _channel_key(line, instruction[2])
-            occurrences[key] += 1
-            numbered_key = f"{key} {occurrences[key]}"
-            is_spread = name in fused and not name.startswith(SCATTERED_SUM)
-            if not is_spread:
-                numbered_key = f"{name} {numbered_key}"
-            starts = times
-            if numbered_key in channels:
-                starts = min(times, channels[numbered_key].times)
-                is_overlapped |= channels[numbered_key].is_overlapped
-            channel = _read_collective(instruction, line, name, mesh, slices, starts)
-            channels[numbered_key] = replace(channel, is_overlapped=is_overlapped)
-    return _sum_by_kind_and_axes(channels.values())
+            if instruction:
+                if name in spread_starts:
+                    is_overlapped = _channel_key(line, instruction[2]) in fused_with_work
+                channel = _read_collective(instruction, line, name, mesh, slices, times)
+                channels.append(replace(channel, is_overlapped=is_overlapped))
+    return _sum_by_kind_and_axes(channels)
 
 
 def count_quantized_products(text: str) -> int:
@@ -195,6 +187,18 @@ def _read_collective(
         kind = "reduce-scatter"
         sent /= 2
     return _Channel(kind, axes, sent, times, between_slices=between_slices)
+
+
+def _channels_fused_with_work(bodies: Mapping[str, Sequence[str]]) -> set[str]:
+    """Return the keys of the collectives that fusions send while they compute."""
+    keys = set()
+    for name, body in bodies.items():
+        if name.startswith(FUSED_WITH_WORK):
+            for line in body:
+                instruction = _COLLECTIVE.search(line)
+                if instruction:
+                    keys.add(_channel_key(line, instruction[2]))
+    return keys
 
 
 def _channel_key(line: str, operation: str) -> str:

@@ -11,7 +11,7 @@ from tests.simulated_devices import run_on_eight_devices
 
 UNROLLED = """HloModule step
 
-%overlap (a: f32[8,16]) -> f32[64,16] {
+%async_collective_fusion.4 (a: f32[8,16]) -> f32[64,16] {
   %a = f32[8,16]{1,0} parameter(0)
   ROOT %gather.1 = f32[64,16]{1,0} all-gather(%a), channel_id=1, replica_groups=[1,8]<=[8], dimensions={0}
 }
@@ -20,7 +20,7 @@ UNROLLED = """HloModule step
   %state = (f32[8,16]{1,0}, u32[]) parameter(0)
   %two = u32[]{:T(128)} constant(2)
   %piece = f32[8,16]{1,0} get-tuple-element(%state), index=0
-  %overlapped = f32[64,16]{1,0} fusion(%piece), kind=kCustom, calls=%overlap
+  %overlapped = f32[64,16]{1,0} fusion(%piece), kind=kCustom, calls=%async_collective_fusion.4
   %kernel = f32[8,16]{1,0} custom-call(%piece), custom_call_target="tpu_custom_call", attributes={kernel={
 "xprof_metadata": "attention"
 }}, metadata={op_name="step/kernel"}
@@ -45,7 +45,8 @@ ENTRY %main (x: f32[8,16]) -> f32[64,16] {
   %sum.1 = f32[1,16]{1,0} reduce-scatter(%x), channel_id=9, replica_groups=[1,8]<=[8], dimensions={0}, to_apply=%add
   %sum.2 = f32[1,16]{1,0} reduce-scatter(%x), channel_id=9, replica_groups=[1,8]<=[8], dimensions={0}, to_apply=%add
   %loop = (f32[8,16]{1,0}, u32[]) while(%init), condition=%condition, body=%body
-  ROOT %started = f32[64,16]{1,0} fusion(%x), kind=kCustom, calls=%start_gather
+  %async-collective-start.1 = f32[64,16]{1,0} fusion(%x), kind=kCustom, calls=%start_gather
+  ROOT %async-collective-done.1 = f32[64,16]{1,0} fusion(%async-collective-start.1), kind=kCustom, calls=%end_gather
 }
 
 %start_gather (b: f32[8,16]) -> f32[64,16] {
@@ -120,6 +121,26 @@ def test_an_iteration_that_is_taken_out_of_a_loop_counts_beside_the_others() -> 
     sent = 4 * 7 * 8 * 16 * 4
     assert (by_kind["all-gather"].times, by_kind["all-gather"].sent) == (4, sent)
     assert (by_kind["reduce-scatter"].times, by_kind["reduce-scatter"].sent) == (4, sent)
+
+
+def test_a_spread_collective_of_an_iteration_that_is_taken_out_counts_beside_the_others() -> None:
+    """The gathers of the four iterations have one channel, and start in fusions of their own."""
+    gather = "all-gather(%{}), channel_id=1, replica_groups=[1,8]<=[8], dimensions={{0}}"
+    parts = ""
+    program = PEELED
+    for number, operand in enumerate(["piece", "last"]):
+        part = f"f32[64,16]{{1,0}} {gather.format('p')}"
+        for name in (f"start_gather.{number}", f"async_collective_fusion.{number}"):
+            parts += f"\n%{name} (p: f32[8,16]) -> f32[64,16] {{\n  %p = f32[8,16]{{1,0}} parameter(0)\n"
+            parts += f"  ROOT %part = {part}\n}}\n"
+        start = f"fusion(%{operand}), kind=kCustom, calls=%start_gather.{number}\n"
+        start += f"  %fused.{number} = f32[64,16]{{1,0}} fusion(%{operand}), calls=%async_collective_fusion.{number}"
+        program = program.replace(gather.format(operand), start)
+    program = program.replace("%gathered", "%async-collective-start")
+    collectives = find_collectives(program + parts, {"fsdp": 8})
+    gathers = next(collective for collective in collectives if collective.kind == "all-gather")
+    sent = 4 * 7 * 8 * 16 * 4
+    assert (gathers.times, gathers.sent, gathers.overlapped) == (4, sent, sent)
 
 
 FURTHER_ROUNDS = """HloModule step
