@@ -1,4 +1,4 @@
-"""Collectives that a mesh requires, by formula, and the links that carry collectives."""
+"""Collectives that a mesh requires, by formula, and the time that links need for collectives."""
 
 import math
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from t5x_lite.models.mixers import SelfAttention
 from t5x_lite.parallel.chips import Chip
 from t5x_lite.planner.figures import CollectiveFigures
 from t5x_lite.planner.hlo import Collective
+from t5x_lite.planner.torus import torus_seconds
 from t5x_lite.planner.workload import Workload
 
 
@@ -110,10 +111,11 @@ def _sent_share(axes: tuple[str, ...], devices: int) -> float:
     return (devices - 1) / devices
 
 
-def add_links(collectives: Sequence[Collective], mesh: Mesh, chip: Chip) -> list[CollectiveFigures]:
-    """Return collectives as rows of the report, each with the link that carries it."""
+def time_collectives(collectives: Sequence[Collective], mesh: Mesh, chip: Chip) -> list[CollectiveFigures]:
+    """Return collectives as rows of the report, each with the link that carries it and its least time there."""
     rows: list[CollectiveFigures] = []
     for collective in collectives:
+        link = _link(collective, mesh, chip)
         rows.append(
             {
                 "kind": collective.kind,
@@ -121,10 +123,19 @@ def add_links(collectives: Sequence[Collective], mesh: Mesh, chip: Chip) -> list
                 "times": collective.times,
                 "sent": collective.sent,
                 "overlapped": collective.overlapped,
-                "link": _link(collective, mesh, chip),
+                "link": link,
+                "seconds": _seconds(collective, link, mesh, chip),
             }
         )
     return rows
+
+
+def _seconds(collective: Collective, link: str, mesh: Mesh, chip: Chip) -> float:
+    if link in {"DCN", "network"}:
+        return collective.sent / chip.network_rate
+    if link == "NVLink":
+        return collective.sent / chip.link_rate
+    return torus_seconds(collective.kind, collective.axes, collective.sent, mesh, chip)
 
 
 def _link(collective: Collective, mesh: Mesh, chip: Chip) -> str:

@@ -11,7 +11,7 @@ from t5x_lite.config import RunConfig
 from t5x_lite.parallel.chips import Chip
 from t5x_lite.parallel.compiler_options import compile_lowered
 from t5x_lite.parallel.mesh import batch_shapes
-from t5x_lite.planner.collectives import add_links
+from t5x_lite.planner.collectives import time_collectives
 from t5x_lite.planner.example import example_features
 from t5x_lite.planner.figures import CompiledFigures
 from t5x_lite.planner.hlo import count_quantized_products, find_collectives
@@ -69,7 +69,7 @@ def _compile_and_measure(config: RunConfig, steps: Steps, mesh: Mesh, chip: Chip
         "kernel_calls": len(_KERNEL_CALL.findall(text)),
         "quantized_products": count_quantized_products(text),
         "involuntary_reshards": involuntary_reshards()[earlier_reshards:],
-        "collectives": add_links(collectives, mesh, chip),
+        "collectives": time_collectives(collectives, mesh, chip),
         "memory_bytes": arguments_bytes + temporaries_bytes + output_bytes,
     }
 

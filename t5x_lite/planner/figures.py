@@ -4,7 +4,10 @@ from typing import TypedDict
 
 
 class CollectiveFigures(TypedDict):
-    """One row of `collectives`: a `Collective` and the link that carries it. By formula all bytes are `overlapped`."""
+    """One row of `collectives`: a `Collective`, the link that carries it and its least time there.
+
+    By formula all bytes are `overlapped`.
+    """
 
     kind: str
     axes: tuple[str, ...]
@@ -12,6 +15,7 @@ class CollectiveFigures(TypedDict):
     sent: float
     overlapped: float
     link: str
+    seconds: float
 
 
 class CompiledFigures(TypedDict, total=False):

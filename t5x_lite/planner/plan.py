@@ -19,7 +19,7 @@ from t5x_lite.models.sharding import MESH_AXES, mesh_axes, partition_spec
 from t5x_lite.models.spec import model_spec
 from t5x_lite.parallel.chips import CHIPS, Chip, chip_name
 from t5x_lite.parallel.mesh import check_sharded, make_mesh
-from t5x_lite.planner.collectives import add_links, required_collectives
+from t5x_lite.planner.collectives import required_collectives, time_collectives
 from t5x_lite.planner.compile import compile_train_step
 from t5x_lite.planner.example import example_lengths
 from t5x_lite.planner.figures import CompiledFigures, ModelledFigures
@@ -243,7 +243,7 @@ def _model_figures(
 ) -> ModelledFigures:
     """Compute all figures by formula; time is bounded by the compiled memory and collectives if there are any."""
     memory = modelled_memory(workload, state, platform)
-    collectives = add_links(required_collectives(workload, slices), workload.mesh, chip)
+    collectives = time_collectives(required_collectives(workload, slices), workload.mesh, chip)
     if "collectives" in compiled:
         used_bytes: float = compiled["arguments_bytes"] + compiled["temporaries_bytes"]
         roofline = roofline_bounds(workload, chip, used_bytes, compiled["collectives"])

@@ -109,9 +109,10 @@ def _print_collectives(console: Console, source: str, collectives: Sequence[Coll
     for collective in collectives:
         row = [collective["kind"], ", ".join(collective["axes"]), str(collective["times"]), collective["link"]]
         row.append(f"{collective['sent'] / 1e6:,.1f}")
+        row.append(f"{collective['seconds'] * 1e3:,.2f}")
         row.append(f"{collective['overlapped'] / collective['sent']:.0%}")
         rows.append(row)
-    columns = ["collective", "mesh axes", "times", "link", "MB", "overlapped"]
+    columns = ["collective", "mesh axes", "times", "link", "MB", "ms ≥", "overlapped"]
     if source.startswith("modelled"):
         columns.pop()  # only a schedule overlaps
         rows = [row[:-1] for row in rows]

@@ -1,7 +1,6 @@
 """The roofline: the least time that a step can take on published figures of the chips."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 from t5x_lite.errors import UserError
 from t5x_lite.parallel.chips import Chip
@@ -31,9 +30,9 @@ def roofline_bounds(
     flops_causal_full = _flops_per_device(workload, causal_half=False)
     peak_flops = train.peak_flops or chip.flops
     overhead = _recomputation_factor(workload) * workload.pipeline_slowdown
-    ici_seconds, dcn_seconds = _link_seconds(collectives, "sent", chip)
-    overlapped_seconds = sum(_link_seconds(collectives, "overlapped", chip))
-    exposed_seconds = max(ici_seconds + dcn_seconds - overlapped_seconds, 0.0)
+    dcn_seconds = sum(row["seconds"] for row in collectives if row["link"] in {"DCN", "network"})
+    ici_seconds = sum(row["seconds"] for row in collectives) - dcn_seconds
+    exposed_seconds = sum(row["seconds"] * (1 - row["overlapped"] / row["sent"]) for row in collectives)
     # The state is read and written once in a step, and so is what the forward pass saves for the backward pass.
     memory_traffic = 2 * memory_bytes + _gathered_weight_bytes(workload)
     compute_seconds = _product_seconds(workload, chip, flops, peak_flops) * overhead
@@ -101,26 +100,3 @@ def _gathered_weight_bytes(workload: Workload) -> float:
     weight_shards = sizes["tensor"] * sizes["expert"] * sizes["pipeline"]
     weight_bytes = workload.spec.parameters * workload.bytes_per_activation / weight_shards
     return weight_bytes * passes * workload.config.train.microbatches
-
-
-def _link_seconds(
-    collectives: Sequence[CollectiveFigures], key: Literal["sent", "overlapped"], chip: Chip
-) -> tuple[float, float]:
-    """Return the seconds on links inside a slice or a host, and those on the network between them.
-
-    Args:
-        collectives: what a device sends in a step.
-        key: count all bytes, or those that are overlapped.
-        chip: the devices.
-    """
-    inside = 0.0
-    between = 0.0
-    for collective in collectives:
-        if collective["link"] in {"DCN", "network"}:
-            between += collective[key] / chip.network_rate
-        elif chip.gpus_per_host is None:
-            # A torus sends both ways along each axis.
-            inside += collective[key] / (2 * chip.link_rate * len(collective["axes"]))
-        else:
-            inside += collective[key] / chip.link_rate
-    return inside, between
