@@ -18,7 +18,7 @@ CUBE = 4
 
 @dataclass(frozen=True)
 class _Span:
-    """What a group of devices has of one axis of the torus.
+    """Part of one axis of the torus that a group of devices spans.
 
     Attributes:
         positions: number of positions along the axis.
@@ -57,7 +57,7 @@ def torus_seconds(kind: str, axes: tuple[str, ...], sent: float, mesh: Mesh, chi
 
 
 def _crossing_bytes(array_bytes: float, positions: int) -> float:
-    """Return what one half of a line of devices sends to the other half in an all-to-all of arrays of so many bytes."""
+    """Return the bytes that one half of a line of devices sends to the other half in an all-to-all."""
     half = positions // 2
     return array_bytes * half * (positions - half) / positions
 
