@@ -25,6 +25,7 @@ from t5x_lite.plugins import load_plugins
 from t5x_lite.process_output import discard_stdout, is_stdout_closed, silence_libraries
 from t5x_lite.retrieval import cli as retrieval
 from t5x_lite.retrieval.config import passages_of_arguments
+from t5x_lite.run_layout import METRICS_FILE
 from t5x_lite.sweep.arguments import parse_words
 from t5x_lite.unexpected import DEBUG_VARIABLE, as_user_error, describe_bug
 
@@ -146,7 +147,9 @@ def _report_run(run: "Run") -> None:
     """Draw the curves of a complete run, print a sample, and say where everything is."""
     from t5x_lite.evaluate.write_reports import write_reports
 
-    reports = write_reports([run.folder])
+    # The metrics are lost if the run directory is, and the checkpoints are elsewhere.
+    has_metrics = (run.folder / METRICS_FILE).exists()
+    files = [METRICS_FILE, *[path.name for path in write_reports([run.folder])]] if has_metrics else []
     prompt = run.config.train.sample_prompt
     if prompt:
         from t5x_lite.decode.fill import print_generation
@@ -155,8 +158,7 @@ def _report_run(run: "Run") -> None:
         print("\nsample:")
         sampling = Sampling(default_tokens(run.config.model.max_length), temperature=0.8, top_p=0.95)
         print_generation(t5x_lite.load(str(run.config.run_dir)), [prompt], sampling)
-    names = ", ".join(path.name for path in reports)
-    print(f"run: {run.config.run_dir} (metrics.jsonl, {names}, checkpoints/, tokenizer, config.yaml)")
+    print(f"run: {run.config.run_dir} ({', '.join([*files, 'checkpoints/', 'tokenizer', 'config.yaml'])})")
 
 
 def prepare(options: argparse.Namespace, overrides: list[str]) -> int:
