@@ -23,10 +23,11 @@ class _Span:
     Attributes:
         positions: number of positions along the axis.
         links: links along the axis that a device of the group has at least: two of a ring, one at the end of a line.
+            Groups whose devices stand between each other share their links: of two groups each has half a link.
     """
 
     positions: int
-    links: int
+    links: float
 
 
 def torus_seconds(kind: str, axes: tuple[str, ...], sent: float, mesh: Mesh, chip: Chip) -> float:
@@ -71,9 +72,11 @@ def _spans(mesh: Mesh, axes: tuple[str, ...], chip: Chip) -> list[_Span]:
     for positions, size, is_ring in zip(
         _positions(list(mesh.devices[tuple(index)].flat)).T, sizes, _closed_axes(sizes, chip), strict=True
     ):
-        count = len(np.unique(positions))
-        if count > 1:
-            spans.append(_Span(count, 2 if is_ring and count == size else 1))
+        distinct = np.unique(positions)
+        if len(distinct) > 1:
+            spacing = int(np.diff(distinct).min())
+            links = 2 if is_ring and len(distinct) * spacing == size else 1
+            spans.append(_Span(len(distinct), links / spacing))
     return spans
 
 

@@ -85,13 +85,31 @@ def test_links_between_slices_are_not_those_of_the_torus() -> None:
     assert torus_seconds("all-reduce", ("data",), 1e9, mesh, V4) == pytest.approx(1e9 / (2 * LINK))
 
 
-@pytest.mark.parametrize("torus", [(4, 4, 4), (4, 8, 8), (2, 2, 1), (2, 4, 4), (2, 2, 3)])
-def test_an_exchange_takes_as_long_as_its_busiest_link(torus: tuple[int, int, int]) -> None:
-    """Each device sends a message to each, along one axis after the other, on the shortest way or half on both."""
-    mesh = torus_mesh(torus, {"expert": math.prod(torus)})
+@pytest.mark.parametrize(
+    ("torus", "sizes"),
+    [
+        ((4, 4, 4), {"expert": 64}),
+        ((4, 8, 8), {"expert": 256}),
+        ((2, 2, 1), {"expert": 4}),
+        ((2, 4, 4), {"expert": 32}),
+        ((2, 2, 3), {"expert": 12}),
+        # Groups between each other: every fourth chip of a ring and of a line, and on two axes.
+        ((4, 4, 8), {"fsdp": 16, "expert": 2, "data": 4}),
+        ((2, 2, 8), {"fsdp": 4, "expert": 2, "data": 4}),
+        ((4, 4, 8), {"fsdp": 4, "expert": 8, "data": 4}),
+    ],
+)
+def test_an_exchange_takes_as_long_as_its_busiest_link(torus: tuple[int, int, int], sizes: Mapping[str, int]) -> None:
+    """Each device sends a message to each of its group, along one axis after the other.
+
+    A message goes the shortest way, or half of it goes either way. All groups send at the same time.
+    """
+    mesh = torus_mesh(torus, sizes)
     is_ring = all(size % 4 == 0 for size in torus)
     loads = Counter[tuple[int, tuple[int, ...], int]]()
-    for source, target in product(product(*map(range, torus)), repeat=2):
+    grid = np.moveaxis(mesh.devices, list(sizes).index("expert"), -1).reshape(-1, sizes["expert"])
+    groups = [[device.coords for device in group] for group in grid]
+    for source, target in (pair for group in groups for pair in product(group, repeat=2)):
         place = list(source)
         for axis, size in enumerate(torus):
             distance = target[axis] - source[axis]
@@ -107,6 +125,6 @@ def test_an_exchange_takes_as_long_as_its_busiest_link(torus: tuple[int, int, in
                     loads[axis, tuple(here), direction] += share
             place[axis] = target[axis]
     message = 1e6
-    sent = message * (math.prod(torus) - 1)
+    sent = message * (sizes["expert"] - 1)
     seconds = torus_seconds("all-to-all", ("expert",), sent, mesh, V4)
     assert seconds == pytest.approx(message * max(loads.values()) / LINK)
