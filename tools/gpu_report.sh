@@ -7,7 +7,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 
-out="" wheels="" text="" only="kernels gpt2 t5 bert gpt350 gpt1300 moe train" tiny=()
+out="" wheels="" text="" only="kernels gpt2 t5 bert gpt350 gpt1300 moe torch train" tiny=()
 while [[ $# -gt 0 ]]; do
   case "$1" in
     --wheels) wheels="$2"; shift 2 ;;
@@ -65,7 +65,11 @@ for item in $only; do
     gpt350) step 90 gpt350 "GPT-3 350M" ;;
     gpt1300) step 120 gpt1300 "GPT-3 1.3B" ;;
     moe) step 120 moe "MoE 8 × 350M" ;;
-    torch) run 150 torch "$python" tools/bench.py mfu --json --rounds 3 ;;
+    torch)
+      for shape in "GPT-2 124M" "T5-large" "BERT-large" "GPT-3 1.3B" "GPT-3 350M"; do
+        run "${TORCH_SECONDS:-75}" torch "$python" tools/gpu/torch_step.py "$shape" "${tiny[@]}"
+      done
+      ;;
     train)
       [[ -n "$text" ]] || { echo "train: no --text"; continue; }
       settings=(configs/gpt2/117m.yaml "data.files=$text" data.format=jsonl "run_dir=$out/run" data.cache_dir="$site/cache")

@@ -57,12 +57,14 @@ def torch_gpt2(config: RunConfig, batch: Batch) -> "tuple[torch.nn.Module, Torch
 
     model = config.model
     assert model.vocab is not None
+    assert model.max_length is not None
     settings = transformers.GPT2Config(
         vocab_size=model.vocab,
         n_layer=model.layers,
         n_embd=model.embed,
         n_head=model.heads,
-        n_positions=config.train.seq_len,
+        n_inner=model.mlp,
+        n_positions=model.max_length,
         resid_pdrop=0,
         embd_pdrop=0,
         attn_pdrop=0,
@@ -73,20 +75,41 @@ def torch_gpt2(config: RunConfig, batch: Batch) -> "tuple[torch.nn.Module, Torch
     return transformers.GPT2LMHeadModel(settings), inputs
 
 
-def _torch_t5(config: RunConfig, batch: Batch) -> "tuple[torch.nn.Module, TorchInputs]":
+def torch_t5(config: RunConfig, batch: Batch) -> "tuple[torch.nn.Module, TorchInputs]":
+    """Return Transformers' T5 of a config's sizes, and its inputs of a batch."""
     import transformers
 
-    settings = transformers.T5Config(dropout_rate=0)
+    model = config.model
+    assert model.vocab is not None
+    settings = transformers.T5Config(
+        vocab_size=model.vocab,
+        num_layers=model.layers,
+        num_decoder_layers=model.decoder_layers,
+        d_model=model.embed,
+        d_ff=model.mlp,
+        num_heads=model.heads,
+        d_kv=model.head_dim,
+        dropout_rate=0,
+    )
     settings.decoder_start_token_id = 0
     inputs = {"input_ids": batch["tokens"], "labels": batch["targets"], "use_cache": False}
     return transformers.T5ForConditionalGeneration(settings), inputs
 
 
-def _torch_bert(config: RunConfig, batch: Batch) -> "tuple[torch.nn.Module, TorchInputs]":
+def torch_bert(config: RunConfig, batch: Batch) -> "tuple[torch.nn.Module, TorchInputs]":
+    """Return Transformers' BERT of a config's sizes, and its inputs of a batch."""
     import transformers
 
+    model = config.model
+    assert model.vocab is not None
     settings = transformers.BertConfig(
-        num_hidden_layers=config.model.layers, hidden_dropout_prob=0, attention_probs_dropout_prob=0
+        vocab_size=model.vocab,
+        num_hidden_layers=model.layers,
+        hidden_size=model.embed,
+        intermediate_size=model.mlp,
+        num_attention_heads=model.heads,
+        hidden_dropout_prob=0,
+        attention_probs_dropout_prob=0,
     )
     labels = np.full_like(batch["tokens"], IGNORED_LABEL)
     rows, slots = np.nonzero(batch["loss_weights"])
@@ -144,12 +167,10 @@ SHAPES = {
         ),
         torch_gpt2,
     ),
-    "T5-small, short": Shape(
-        "t5/small.yaml", 8, 4, ("model.feedforward.mlp.dropout=0", "train.seq_len=128"), _torch_t5
-    ),
-    "T5-small, long": Shape("t5/small.yaml", 8, 2, ("model.feedforward.mlp.dropout=0", "train.seq_len=512"), _torch_t5),
+    "T5-small, short": Shape("t5/small.yaml", 8, 4, ("model.feedforward.mlp.dropout=0", "train.seq_len=128"), torch_t5),
+    "T5-small, long": Shape("t5/small.yaml", 8, 2, ("model.feedforward.mlp.dropout=0", "train.seq_len=512"), torch_t5),
     "BERT 4×768": Shape(
-        "bert/base.yaml", 8, 4, (*MASKED_TOKENS_ONLY, "model.layers=4", "train.seq_len=128"), _torch_bert
+        "bert/base.yaml", 8, 4, (*MASKED_TOKENS_ONLY, "model.layers=4", "train.seq_len=128"), torch_bert
     ),
 }
 

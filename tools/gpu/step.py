@@ -25,10 +25,10 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
 import jax
 import numpy as np
 from benchmarks import mfu
-from benchmarks.step import CONFIGS, Batch, build_train_step, random_batch
+from benchmarks.step import Batch, build_train_step, random_batch
 from benchmarks.timing import Case
+from gpu.shapes import load_config
 
-from t5x_lite import config as configuration
 from t5x_lite.config import RunConfig
 from t5x_lite.models.spec import model_spec
 from t5x_lite.parallel import mesh as meshes
@@ -39,30 +39,10 @@ from t5x_lite.train.device_speed import peak_flops
 from t5x_lite.train.mesh_checks import check_mesh
 from t5x_lite.train.steps import make_steps
 
-TINY = (
-    "model.layers=2",
-    "model.embed=32",
-    "model.heads=2",
-    "model.head_dim=16",
-    "model.mlp=64",
-    "train.seq_len=64",
-    "model.vocab=512",
-    "train.batch_size=2",
-)
-"""A model that a CPU trains in seconds."""
 WARM_UP_STEPS = 3
 ROUNDS = 3
 PROFILED_STEPS = 3
 KERNELS_SHOWN = 40
-
-
-def load_config(name: str, overrides: Sequence[str], is_tiny: bool) -> RunConfig:
-    """Load the config of a shape, or a tiny model of its kind."""
-    shape = mfu.SHAPES[name]
-    settings = [*mfu.PLAIN, *shape.overrides, f"train.batch_size={shape.batch_size}"]
-    if is_tiny:
-        settings += TINY
-    return configuration.load(CONFIGS / shape.config, [*settings, *overrides])
 
 
 def seconds_per_step(step: Case, steps: int) -> float:
