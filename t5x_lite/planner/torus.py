@@ -13,7 +13,10 @@ from jaxtyping import Int
 from t5x_lite.parallel.chips import Chip
 
 RING_OF_TWO_AXES = 16
+"""Chips of a ring of TPUs whose torus has two axes."""
 CUBE = 4
+"""Chips along each axis of the cubes that a torus with three axes is closed for."""
+EXCHANGES = {"all-to-all", "ragged-all-to-all"}
 
 
 @dataclass(frozen=True)
@@ -45,16 +48,16 @@ def torus_seconds(kind: str, axes: tuple[str, ...], sent: float, mesh: Mesh, chi
         chip: their links.
     """
     spans = _spans(mesh, axes, chip)
-    links = sum(span.links for span in spans)
     if not spans:
-        return 0.0  # a group of the devices of one chip
+        return 0.0  # the devices of one chip
+    if kind in EXCHANGES:
+        devices = math.prod(span.positions for span in spans)
+        array_bytes = sent * devices / (devices - 1)
+        return max(_crossing_bytes(array_bytes, span.positions) / (span.links * chip.link_rate) for span in spans)
+    links = sum(span.links for span in spans)
     if kind == "collective-permute":
         links = min(links, 2)
-    if kind not in {"all-to-all", "ragged-all-to-all"}:
-        return sent / (links * chip.link_rate)
-    devices = math.prod(span.positions for span in spans)
-    array_bytes = sent * devices / (devices - 1)
-    return max(_crossing_bytes(array_bytes, span.positions) / (span.links * chip.link_rate) for span in spans)
+    return sent / (links * chip.link_rate)
 
 
 def _crossing_bytes(array_bytes: float, positions: int) -> float:
@@ -64,20 +67,19 @@ def _crossing_bytes(array_bytes: float, positions: int) -> float:
 
 
 @functools.cache
-def _spans(mesh: Mesh, axes: tuple[str, ...], chip: Chip) -> list[_Span]:
+def _spans(mesh: Mesh, axes: tuple[str, ...], chip: Chip) -> tuple[_Span, ...]:
     """Return the axes of the torus along which the devices of a group differ, inside one slice."""
     index: list[int | slice] = [slice(None) if axis in axes else 0 for axis in mesh.shape]
+    group = _positions(list(mesh.devices[tuple(index)].flat))
     sizes = np.ptp(_positions(list(mesh.devices.flat)), axis=0) + 1
     spans = []
-    for positions, size, is_ring in zip(
-        _positions(list(mesh.devices[tuple(index)].flat)).T, sizes, _closed_axes(sizes, chip), strict=True
-    ):
+    for positions, size, is_ring in zip(group.T, sizes, _closed_axes(sizes, chip), strict=True):
         distinct = np.unique(positions)
         if len(distinct) > 1:
             spacing = int(np.diff(distinct).min())
             links = 2 if is_ring and len(distinct) * spacing == size else 1
             spans.append(_Span(len(distinct), links / spacing))
-    return spans
+    return tuple(spans)
 
 
 def _positions(devices: Sequence[jax.Device]) -> Int[np.ndarray, "devices 3"]:
