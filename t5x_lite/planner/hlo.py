@@ -114,12 +114,11 @@ def find_collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> lis
     entry = next(name for entry_mark, name, _ in computations if entry_mark)
     executions = _count_executions(bodies, entry)
     spread_starts = set(_SPREAD_START.findall(text))
-    spread_parts = {name for name in _FUSED.findall(text) if not name.startswith(SCATTERED_SUM)} - spread_starts
-    fused_with_work = _channels_fused_with_work(bodies)
+    spread = _channel_keys(bodies, spread_starts)
+    fused = set(_FUSED.findall(text))
+    fused_with_work = _channel_keys(bodies, [name for name in fused if name.startswith(FUSED_WITH_WORK)])
     channels: list[_Channel] = []
     for name, times in executions.items():
-        if name in spread_parts:
-            continue
         overlapped = set(overlapped_lines(bodies[name]))
         for line in bodies[name]:
             is_overlapped = line in overlapped
@@ -129,8 +128,11 @@ def find_collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> lis
                 channels.append(replace(channel, is_overlapped=is_overlapped))
             instruction = _COLLECTIVE.search(line)
             if instruction:
+                key = _channel_key(line, instruction[2])
                 if name in spread_starts:
-                    is_overlapped = _channel_key(line, instruction[2]) in fused_with_work
+                    is_overlapped = key in fused_with_work
+                elif name in fused and key in spread:
+                    continue  # a part of a collective that starts elsewhere
                 channel = _read_collective(instruction, line, name, mesh, slices, times)
                 channels.append(replace(channel, is_overlapped=is_overlapped))
     return _sum_by_kind_and_axes(channels)
@@ -148,12 +150,12 @@ def count_quantized_products(text: str) -> int:
 
 
 def _sum_by_kind_and_axes(channels: Iterable[_Channel]) -> list[Collective]:
-    """Add up channels, the largest sum first. A channel without axes stays on its device and is left out."""
+    """Add up channels, the largest sum first. A channel without axes or bytes stays on its device and is left out."""
     times = Counter[tuple[str, tuple[str, ...], bool]]()
     sent: dict[tuple[str, tuple[str, ...], bool], float] = defaultdict(float)
     overlapped: dict[tuple[str, tuple[str, ...], bool], float] = defaultdict(float)
     for channel in channels:
-        if channel.axes:
+        if channel.axes and channel.sent:
             key = (channel.kind, channel.axes, channel.between_slices)
             times[key] += channel.times
             sent[key] += channel.times * channel.sent
@@ -189,15 +191,14 @@ def _read_collective(
     return _Channel(kind, axes, sent, times, between_slices=between_slices)
 
 
-def _channels_fused_with_work(bodies: Mapping[str, Sequence[str]]) -> set[str]:
-    """Return the keys of the collectives that fusions send while they compute."""
+def _channel_keys(bodies: Mapping[str, Sequence[str]], names: Iterable[str]) -> set[str]:
+    """Return the keys of the collectives in some computations."""
     keys = set()
-    for name, body in bodies.items():
-        if name.startswith(FUSED_WITH_WORK):
-            for line in body:
-                instruction = _COLLECTIVE.search(line)
-                if instruction:
-                    keys.add(_channel_key(line, instruction[2]))
+    for name in names:
+        for line in bodies.get(name, ()):
+            instruction = _COLLECTIVE.search(line)
+            if instruction:
+                keys.add(_channel_key(line, instruction[2]))
     return keys
 
 

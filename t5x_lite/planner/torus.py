@@ -25,20 +25,34 @@ class _Span:
 
     Attributes:
         positions: number of positions along the axis.
-        links: links along the axis that a device of the group has at least: two of a ring, one at the end of a line.
-            Groups whose devices stand between each other share their links: of two groups each has half a link.
+        spacing: distance between positions. So many groups stand between each other, and share their links.
+        is_ring: whether the positions are a closed ring, and not a line.
     """
 
     positions: int
-    links: float
+    spacing: int
+    is_ring: bool
+
+    @property
+    def least_links(self) -> float:
+        """Links along the axis that a device of the group has at least: two of a ring, one at the end of a line."""
+        return (2 if self.is_ring else 1) / self.spacing
+
+    @property
+    def mean_links(self) -> float:
+        """Links along the axis that a device of the group has on average."""
+        links = 2 if self.is_ring else 2 * (self.positions - 1) / self.positions
+        return links / self.spacing
 
 
 def torus_seconds(kind: str, axes: tuple[str, ...], sent: float, mesh: Mesh, chip: Chip) -> float:
     """Return the least time of collectives of one kind, if nothing else uses the links (Austin et al. 2025, part 3).
 
-    * What a device gathers or sums comes over all links along the axes of the torus that its group spans.
-    * A permute sends both ways around a ring of all devices, over two links.
-    * Of an all-to-all, half of what each half of an axis sends goes to the other half, over the links between them.
+    * A gather and a scattered sum use all links along the axes of the torus that the group spans. The device with the
+      fewest links is the last one.
+    * A sum that all devices get goes both ways on every link of a line, so that the mean number of links counts.
+    * Permutes go around a ring of all devices, in pairs of opposite ones that use two links.
+    * In an all-to-all, half of the bytes of each half of an axis cross its middle.
 
     Args:
         kind: one of `hlo.COLLECTIVES`.
@@ -47,17 +61,21 @@ def torus_seconds(kind: str, axes: tuple[str, ...], sent: float, mesh: Mesh, chi
         mesh: the devices.
         chip: their links.
     """
-    spans = _spans(mesh, axes, chip)
+    spans, devices = _spans(mesh, axes, chip)
     if not spans:
         return 0.0  # the devices of one chip
-    if kind in EXCHANGES:
-        devices = math.prod(span.positions for span in spans)
-        array_bytes = sent * devices / (devices - 1)
-        return max(_crossing_bytes(array_bytes, span.positions) / (span.links * chip.link_rate) for span in spans)
-    links = sum(span.links for span in spans)
+    least_links = sum(span.least_links for span in spans)
     if kind == "collective-permute":
-        links = min(links, 2)
-    return sent / (links * chip.link_rate)
+        return sent / (min(least_links, 2) * chip.link_rate)
+    chips = math.prod(span.positions for span in spans)
+    array_bytes = sent * devices / (devices - 1)
+    if kind in EXCHANGES:
+        chip_bytes = array_bytes * devices / chips
+        return max(_crossing_bytes(chip_bytes, span.positions) / (span.least_links * chip.link_rate) for span in spans)
+    # What a chip has is not sent to it, even if another device of the chip needs it.
+    received = array_bytes * (chips - 1) / chips
+    links = sum(span.mean_links for span in spans) if kind == "all-reduce" else least_links
+    return received / (links * chip.link_rate)
 
 
 def _crossing_bytes(array_bytes: float, positions: int) -> float:
@@ -67,8 +85,8 @@ def _crossing_bytes(array_bytes: float, positions: int) -> float:
 
 
 @functools.cache
-def _spans(mesh: Mesh, axes: tuple[str, ...], chip: Chip) -> tuple[_Span, ...]:
-    """Return the axes of the torus along which the devices of a group differ, inside one slice."""
+def _spans(mesh: Mesh, axes: tuple[str, ...], chip: Chip) -> tuple[tuple[_Span, ...], int]:
+    """Return the axes of the torus along which the devices of a group differ inside one slice, and their number."""
     index: list[int | slice] = [slice(None) if axis in axes else 0 for axis in mesh.shape]
     group = _positions(list(mesh.devices[tuple(index)].flat))
     sizes = np.ptp(_positions(list(mesh.devices.flat)), axis=0) + 1
@@ -77,9 +95,9 @@ def _spans(mesh: Mesh, axes: tuple[str, ...], chip: Chip) -> tuple[_Span, ...]:
         distinct = np.unique(positions)
         if len(distinct) > 1:
             spacing = int(np.diff(distinct).min())
-            links = 2 if is_ring and len(distinct) * spacing == size else 1
-            spans.append(_Span(len(distinct), links / spacing))
-    return tuple(spans)
+            is_closed = is_ring and len(distinct) * spacing == size
+            spans.append(_Span(len(distinct), spacing, is_closed))
+    return tuple(spans), len(group)
 
 
 def _positions(devices: Sequence[jax.Device]) -> Int[np.ndarray, "devices 3"]:

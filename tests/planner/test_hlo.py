@@ -143,6 +143,13 @@ def test_a_spread_collective_of_an_iteration_that_is_taken_out_counts_beside_the
     assert (gathers.times, gathers.sent, gathers.overlapped) == (4, sent, sent)
 
 
+def test_a_fused_collective_without_a_start_counts() -> None:
+    program = UNROLLED.replace("async-collective-start", "another-fusion")
+    gathers = [collective for collective in find_collectives(program, {"fsdp": 8}) if collective.kind == "all-gather"]
+    # Four iterations of the loop, and the one beside it.
+    assert [collective.times for collective in gathers] == [5]
+
+
 FURTHER_ROUNDS = """HloModule step
 
 %round (state: (f32[8,16], s32[], s32[])) -> (f32[8,16], s32[], s32[]) {

@@ -68,9 +68,28 @@ def test_all_links_along_a_group_gather(
     torus: tuple[int, int, int], sizes: Mapping[str, int], axes: tuple[str, ...], links: int
 ) -> None:
     mesh = torus_mesh(torus, sizes)
-    for kind in ("all-gather", "reduce-scatter", "all-reduce"):
+    for kind in ("all-gather", "reduce-scatter"):
         assert torus_seconds(kind, axes, 1e9, mesh, V4) == pytest.approx(1e9 / (links * LINK))
     assert torus_seconds("collective-permute", axes, 1e9, mesh, V4) == pytest.approx(1e9 / (min(links, 2) * LINK))
+
+
+def test_a_sum_for_all_devices_of_a_line_takes_the_time_of_its_bytes_on_one_link() -> None:
+    """Partial sums go one way while results come back: n bytes on every link of a line, and on a ring two links."""
+    sent = 2 * BYTES * 3 / 4
+    line = torus_mesh((4, 4, 8), {"data": 32, "fsdp": 4})
+    assert torus_seconds("all-reduce", ("fsdp",), sent, line, V4) == pytest.approx(BYTES / LINK)
+    ring = torus_mesh((8, 4, 4), {"data": 32, "fsdp": 4})
+    assert torus_seconds("all-reduce", ("fsdp",), sent, ring, V4) == pytest.approx(2 * BYTES * 3 / 4 / (2 * LINK))
+
+
+def test_two_devices_of_a_chip_share_its_links() -> None:
+    """Of four devices on two chips, half of an array must be sent, and of an exchange what four devices send."""
+    mesh = torus_mesh((2, 1, 2), {"fsdp": 4})
+    for device in mesh.devices.flat:
+        device.coords = (device.coords[0], 0, 0)
+    assert torus_seconds("all-gather", ("fsdp",), BYTES * 3 / 4, mesh, V4) == pytest.approx(BYTES / 2 / LINK)
+    # Each of two devices of a chip sends a quarter of its array to each of two devices of the other chip.
+    assert torus_seconds("all-to-all", ("fsdp",), BYTES * 3 / 4, mesh, V4) == pytest.approx(BYTES / LINK)
 
 
 @pytest.mark.parametrize(("torus", "links"), [((4, 4, 1), 2), ((8, 16, 1), 3), ((16, 16, 1), 4)])
