@@ -147,9 +147,8 @@ def _report_run(run: "Run") -> None:
     """Draw the curves of a complete run, print a sample, and say where everything is."""
     from t5x_lite.evaluate.write_reports import write_reports
 
-    # The metrics are lost if the run directory is, and the checkpoints are elsewhere.
-    has_metrics = (run.folder / METRICS_FILE).exists()
-    files = [METRICS_FILE, *[path.name for path in write_reports([run.folder])]] if has_metrics else []
+    is_lost = not (run.folder / METRICS_FILE).exists()  # a run directory that is new, whose checkpoints are elsewhere
+    files = [] if is_lost else [METRICS_FILE, *[path.name for path in write_reports([run.folder])]]
     prompt = run.config.train.sample_prompt
     if prompt:
         from t5x_lite.decode.fill import print_generation
@@ -158,7 +157,8 @@ def _report_run(run: "Run") -> None:
         print("\nsample:")
         sampling = Sampling(default_tokens(run.config.model.max_length), temperature=0.8, top_p=0.95)
         print_generation(t5x_lite.load(str(run.config.run_dir)), [prompt], sampling)
-    print(f"run: {run.config.run_dir} ({', '.join([*files, 'checkpoints/', 'tokenizer', 'config.yaml'])})")
+    checkpoints = run.config.checkpoint.folder or "checkpoints/"
+    print(f"run: {run.config.run_dir} ({', '.join([*files, checkpoints, 'tokenizer', 'config.yaml'])})")
 
 
 def prepare(options: argparse.Namespace, overrides: list[str]) -> int:

@@ -45,3 +45,6 @@ def test_the_report_of_a_gpu_runs_with_tiny_models(steps: tuple[str, ...], tmp_p
         records = [json.loads(line) for line in (tmp_path / f"out/{name}.jsonl").read_text().splitlines()]
         expected = MEASURED.get(step, {"shape", "ms", "tokens_per_second", "mfu_causal_full"})
         assert expected <= records[0].keys()
+        if step == "torch":
+            shapes = ["GPT-2 124M", "T5-large", "BERT-large", "GPT-3 1.3B", "GPT-3 350M"]
+            assert [record["shape"] for record in records] == shapes

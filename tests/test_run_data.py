@@ -133,7 +133,7 @@ def test_the_checkpoints_of_another_run_are_not_continued(
     assert main([*short, f"run_dir={tmp_path / 'first'}"]) == 0
     output = capfd.readouterr()
     assert "complete: step 4 of 4" in output.err + output.out
-    assert f"run: {tmp_path / 'first'} (checkpoints/, tokenizer, config.yaml)" in output.out
+    assert f"run: {tmp_path / 'first'} ({tmp_path / 'checkpoints'}, tokenizer, config.yaml)" in output.out
     longer = ["train", str(tiny_config), folder, "train.steps=6", "train.allow_changed_config=true"]
     assert main([*longer, f"run_dir={tmp_path / 'first'}"]) == 0
     assert f"resumed from step 4 in {tmp_path / 'checkpoints'}" in capfd.readouterr().err

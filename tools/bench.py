@@ -1,7 +1,8 @@
 """Benchmarks as tables: `python tools/bench.py [TABLE …] [--quick]`; without a table, all of them.
 
-All cases of a table run on one machine, in turn, round after round; a figure is the median of its rounds. Only ratios
-are claims: seconds depend on the machine.
+All cases of a table run on one machine, in turn, round after round; a figure is the median of its rounds. Those
+of `mfu` run one after the other, since the memory of a device does not hold them together. Only ratios are claims:
+seconds depend on the machine.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Measure one NVIDIA GPU: errors and speed of kernels, MFU of training steps, their memory compared with the formulas of
-# `plan`, profiles, and a short run on real text. Each step has a time limit, and its figures are written at once.
+# `plan`, profiles, PyTorch's steps, and a short run on real text. Each step has a time limit, and its figures are written
+# at once. The limits add up to 24 minutes; with less time, name the steps.
 #   bash tools/gpu_report.sh OUT [--wheels FOLDER] [--only "STEP …"] [--text FILES] [--tiny]
 # Nothing is installed from the network: missing packages are installed from the wheels in FOLDER. `--tiny` runs every
 # step with a tiny model on a CPU.

@@ -5,6 +5,7 @@ over the peak of the data sheet. `causal half` counts the half of a causal atten
 """
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +28,7 @@ from benchmarks.step import (
 from benchmarks.timing import Case, CaseProcess, median_of_turns
 from t5x_lite import config as configuration
 from t5x_lite.config import RunConfig
+from t5x_lite.errors import one_line
 from t5x_lite.models.spec import model_spec
 from t5x_lite.planner.example import example_context
 from t5x_lite.train.device_speed import peak_flops
@@ -137,8 +139,13 @@ def _measure_seconds(name: str, rounds: int) -> dict[str, float]:
     seconds: dict[str, float] = {}
     for side, build in builders.items():
         # One after the other: the memory of a device holds one of the larger models, not three.
-        with CaseProcess({}, build) as process:
-            seconds |= median_of_turns({side: process.seconds}, rounds)
+        try:
+            with CaseProcess({}, build) as process:
+                seconds |= median_of_turns({side: process.seconds}, rounds)
+        except RuntimeError as error:
+            if side == "ours":
+                raise
+            print(f"{name}, PyTorch, {side}: {one_line(error)}", file=sys.stderr)  # such as too little memory
     return seconds
 
 
@@ -171,4 +178,5 @@ def _build_torch_case(name: str, *, is_compiled: bool) -> Case:
     assert torch_model is not None
     config = load_shape(name)
     model, inputs = torch_model(config, random_batch(config))
-    return build_torch_step(model, inputs, config, is_compiled=is_compiled)
+    step = build_torch_step(model, inputs, config, is_compiled=is_compiled)
+    return lambda: step().item()

@@ -216,7 +216,8 @@ def _build_our_case(name: str, quick: bool) -> Case:
 def _build_torch_case(name: str, quick: bool, is_compiled: bool) -> Case:
     config, batch = _load_example(name, quick)
     model, inputs = SHAPES[name].torch_model(config, batch)
-    return build_torch_step(model, inputs, config, is_compiled=is_compiled)
+    step = build_torch_step(model, inputs, config, is_compiled=is_compiled)
+    return lambda: step().item()
 
 
 def random_batch(config: RunConfig) -> Batch:
@@ -252,8 +253,12 @@ def build_train_step(config: RunConfig, batch: Batch) -> Case:
     return step
 
 
-def build_torch_step(model: "torch.nn.Module", inputs: TorchInputs, config: RunConfig, *, is_compiled: bool) -> Case:
+def build_torch_step(
+    model: "torch.nn.Module", inputs: TorchInputs, config: RunConfig, *, is_compiled: bool
+) -> "Callable[[], torch.Tensor]":
     """Return the train step of a Transformers model, with float32 weights and activations of `model.compute`.
+
+    It returns the loss, which the device may still compute.
 
     Raises:
         ValueError: the numbers of parameters of the two models differ.
@@ -272,13 +277,13 @@ def build_torch_step(model: "torch.nn.Module", inputs: TorchInputs, config: RunC
     for name, value in inputs.items():
         arguments[name] = torch.from_numpy(value).long().to(device) if isinstance(value, np.ndarray) else value
 
-    def step() -> float:
+    def step() -> torch.Tensor:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device, torch.bfloat16, enabled=config.model.compute == "bfloat16"):
             loss = function(**arguments).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        return loss.item()
+        return loss.detach()
 
     return step

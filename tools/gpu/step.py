@@ -1,6 +1,6 @@
 """One training step of a shape of `benchmarks/mfu.py` on this accelerator: time, MFU, memory, and its kernels.
 
-    python tools/gpu/step.py NAME [KEY=VALUE …] [--profile FILE]
+    PYTHONPATH=tools:. python tools/gpu/step.py NAME [KEY=VALUE …] [--profile FILE]
 
 Prints two JSON objects: figures of the step, and its memory by the compiler and by formula. `--profile` appends the
 kernels of a step to a file, the longest first.
