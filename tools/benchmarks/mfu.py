@@ -6,7 +6,7 @@ over the peak of the data sheet. `causal half` counts the half of a causal atten
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -86,6 +86,17 @@ SHAPES = {
     "MoE 8 × 350M": Shape("gpt3/350m.yaml", 8, (*DENSE, EXPERTS, "model.unroll=6"), dense_shape="GPT-3 350M"),
 }
 SHAPES_IF_QUICK = 3
+TINY = (
+    "model.layers=2",
+    "model.embed=32",
+    "model.heads=2",
+    "model.head_dim=16",
+    "model.mlp=64",
+    "train.seq_len=64",
+    "model.vocab=512",
+    "train.batch_size=2",
+)
+"""A model that a CPU trains in seconds."""
 
 
 @dataclass(frozen=True)
@@ -161,11 +172,11 @@ def count_costs(config: RunConfig) -> StepCosts:
     )
 
 
-def load_shape(name: str) -> RunConfig:
-    """Load the config of a shape."""
+def load_shape(name: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Load the config of a shape, such as a tiny model of its kind with the overrides `TINY`."""
     shape = SHAPES[name]
-    overrides = [*PLAIN, *shape.overrides, f"train.batch_size={shape.batch_size}"]
-    return configuration.load(CONFIGS / shape.config, overrides)
+    settings = [*PLAIN, *shape.overrides, f"train.batch_size={shape.batch_size}"]
+    return configuration.load(CONFIGS / shape.config, [*settings, *overrides])
 
 
 def _build_our_case(name: str) -> Case:

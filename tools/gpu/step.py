@@ -27,7 +27,6 @@ import numpy as np
 from benchmarks import mfu
 from benchmarks.step import Batch, build_train_step, random_batch
 from benchmarks.timing import Case
-from gpu.shapes import load_config
 
 from t5x_lite.config import RunConfig
 from t5x_lite.models.spec import model_spec
@@ -169,7 +168,7 @@ def parse_options() -> argparse.Namespace:
 def main() -> None:
     """Measure the step that the command line names."""
     options = parse_options()
-    config = load_config(options.name, options.overrides, options.tiny)
+    config = mfu.load_shape(options.name, [*(mfu.TINY if options.tiny else ()), *options.overrides])
     if options.lock:
         # Several processes start at the same time and take turns on the device.
         lock = options.lock.open("w")

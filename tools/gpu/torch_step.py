@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from benchmarks import mfu
 from benchmarks.step import build_torch_step, random_batch
-from gpu.shapes import load_config
 
 from t5x_lite.config import RunConfig
 
@@ -52,7 +51,7 @@ def main() -> None:
     parser.add_argument("name", choices=[name for name, shape in mfu.SHAPES.items() if shape.torch_model])
     parser.add_argument("--tiny", action="store_true", help="a tiny model, which is not compiled")
     options = parser.parse_args()
-    config = load_config(options.name, (), options.tiny)
+    config = mfu.load_shape(options.name, mfu.TINY if options.tiny else ())
     torch_model = mfu.SHAPES[options.name].torch_model
     assert torch_model is not None
     batch = random_batch(config)
