@@ -1,11 +1,20 @@
 """Dense attention by cuDNN on NVIDIA GPUs, through `jax.nn.dot_product_attention`."""
 
+from functools import partial
+
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from t5x_lite.models.attention.context import AttentionInputs, KernelRequirements, attention_mask
 from t5x_lite.models.attention.kinds import AttentionKind, Dense
-from t5x_lite.models.sharding import GPU_PLATFORMS, constrain, head_axis, num_shards
+from t5x_lite.models.sharding import (
+    GPU_PLATFORMS,
+    active_mesh,
+    axis_sizes,
+    head_axis,
+    num_shards,
+    partition_spec,
+)
 
 
 def unsupported_reason(kind: AttentionKind, required: KernelRequirements, platform: str) -> str | None:
@@ -38,20 +47,35 @@ def unsupported_reason(kind: AttentionKind, required: KernelRequirements, platfo
 
 
 def attention(inputs: AttentionInputs, kind: AttentionKind) -> Float[Array, "b l h k"]:
-    """Compute attention by cuDNN. The scores stay on the chip; a mask of documents, if there are several, does not."""
+    """Compute attention by cuDNN, every device its rows of the batch and its heads.
+
+    The scores stay on the chip; a mask of documents, if there are several, does not.
+    """
     context = inputs.context
-    mask = None
-    if not (context.queries.single_segment and context.keys.single_segment):
-        mask = attention_mask(kind.allowed, context)[:, None]
+    arrays = [inputs.query, inputs.key, inputs.value]
     # The kernel wants all three sharded alike: by heads only if the devices share the heads of keys too.
-    heads = head_axis(inputs.key.shape[2])
-    query, key, value = (constrain(x, "batch", None, heads, None) for x in (inputs.query, inputs.key, inputs.value))
+    axes: list[tuple[str | None, ...]] = [("batch", None, head_axis(inputs.key.shape[2]), None)] * 3
+    if not (context.queries.single_segment and context.keys.single_segment):
+        arrays.append(attention_mask(kind.allowed, context)[:, None])
+        axes.append(("batch", None, None, None))
+    compute = partial(_run_kernel, scale=inputs.settings.scale, causal=context.causal)
+    if active_mesh() is None:
+        return compute(*arrays)
+    # The kernel's own partitioning does not know meshes that `jax.shard_map` has split in part.
+    specs = tuple(partition_spec(axis_sizes(), names, array.shape) for names, array in zip(axes, arrays, strict=True))
+    return jax.shard_map(compute, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
+
+
+def _run_kernel(
+    query: Float[Array, "b l h k"],
+    key: Float[Array, "b m n k"],
+    value: Float[Array, "b m n k"],
+    mask: Bool[Array, "b 1 l m"] | None = None,
+    *,
+    scale: float | None,
+    causal: bool,
+) -> Float[Array, "b l h k"]:
+    """Run cuDNN's attention on the arrays of one device."""
     return jax.nn.dot_product_attention(
-        query,
-        key,
-        value,
-        mask=mask,
-        scale=inputs.settings.scale,
-        is_causal=context.causal,
-        implementation="cudnn",
+        query, key, value, mask=mask, scale=scale, is_causal=causal, implementation="cudnn"
     )
