@@ -70,7 +70,7 @@ def _add_tokenizer(commands: Commands) -> None:
 
 
 def _add_plan(commands: Commands) -> None:
-    parser = _add_command(commands, "plan", "compile the train step for a TPU pod on this machine, without a TPU")
+    parser = _add_command(commands, "plan", "compile the train step for TPUs or GPUs that are not here")
     _add_config_arguments(parser)
     _add_json_option(parser)
     parser.add_argument(
@@ -83,6 +83,9 @@ def _add_plan(commands: Commands) -> None:
     )
     parser.add_argument(
         "--search", action="store_true", help="try meshes and remat policies, and rank those that fit in memory"
+    )
+    parser.add_argument(
+        "--no-compile", action="store_true", help="estimate by formula, in seconds, instead of asking the compiler"
     )
     parser.add_argument(
         "--emit", type=_local_path, metavar="FILE", help="write a config with the policy and the mesh of the best plan"

@@ -20,7 +20,7 @@ from t5x_lite.arguments import build_parser
 from t5x_lite.errors import STOPPED, UserError
 from t5x_lite.parallel.config import choose_slices, gpu_count
 from t5x_lite.parallel.job_environment import set_job_environment
-from t5x_lite.planner import libtpu
+from t5x_lite.planner import gpu_compiler, libtpu
 from t5x_lite.plugins import load_plugins
 from t5x_lite.process_output import discard_stdout, is_stdout_closed, silence_libraries
 from t5x_lite.retrieval import cli as retrieval
@@ -71,6 +71,7 @@ def main(arguments: Sequence[str] | None = None, commands: Mapping[str, Command]
 
 def _run_command(arguments: Sequence[str] | None, commands: Mapping[str, Command]) -> int:
     try:
+        gpu_compiler.accept_missing_cuda()
         options, unknown = build_parser().parse_known_args(arguments)
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
         silence_libraries()
@@ -200,39 +201,36 @@ def plan(options: argparse.Namespace, overrides: list[str]) -> int:
         raise UserError("plan needs --topology (or plan.topology in the config), such as v5p:4x4x4")
     gpus = gpu_count(topology)
     slices = choose_slices(options.slices, config.plan.slices, topology)
+    can_compile = not options.no_compile
     if gpus is None:
         libtpu.prepare()
     else:
-        _simulate_devices(gpus)
+        gpu_compiler.prepare(gpus, can_compile=can_compile)
     from t5x_lite.planner.config import PlanConfig
     from t5x_lite.planner.plan import make_plan
     from t5x_lite.planner.planned_config import write_planned_config
     from t5x_lite.planner.report import print_plan, print_search
     from t5x_lite.planner.search import search
+    from t5x_lite.planner.topology import find_pod
 
+    pod = find_pod(topology, slices, can_compile=can_compile)
     if options.search:
-        plans = search(config, topology, slices)
+        plans = search(config, topology, slices, pod)
         if options.json:
             print(json.dumps({"candidates": [asdict(candidate) for candidate in plans]}))
         else:
             print_search(plans)
     else:
-        plans = [make_plan(config, topology, slices)]
+        plans = [make_plan(config, topology, slices, pod)]
         if options.json:
             print(json.dumps(asdict(plans[0])))
         else:
             print_plan(plans[0])
     best = plans[0]  # a search returns those that fit first
     if options.emit:
-        pod = PlanConfig(topology=topology, slices=slices)
-        write_planned_config(options.config, overrides, best, pod, options.emit)
+        planned_for = PlanConfig(topology=topology, slices=slices)
+        write_planned_config(options.config, overrides, best, planned_for, options.emit)
     return 0 if best.fits else 1
-
-
-def _simulate_devices(count: int) -> None:
-    """Make JAX simulate devices on the CPU. Has no effect once JAX has been initialised."""
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={count}".strip()
 
 
 def sweep(options: argparse.Namespace, overrides: list[str]) -> int:

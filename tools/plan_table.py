@@ -8,6 +8,8 @@ from typing import Any
 
 from markdown_table import print_markdown
 
+from t5x_lite.parallel.config import gpu_count
+
 GIBIBYTE = 2**30
 COLUMNS = (
     "config",
@@ -26,14 +28,16 @@ COLUMNS = (
 )
 LINKS = {"memory": "HBM", "ici": "ICI", "dcn": "DCN"}
 """Names of what bounds the time of a step beside arithmetic, by the keys of a report."""
+LINKS_OF_GPUS = {**LINKS, "ici": "NVLink", "dcn": "network"}
 LEAST_EXPOSED = 0.01
 """Share of a step from which on collectives that nothing overlaps are named."""
 
 
-def name_bound(modelled: Mapping[str, float], collectives: Sequence[Mapping[str, Any]]) -> str:
+def name_bound(topology: str, modelled: Mapping[str, float], collectives: Sequence[Mapping[str, Any]]) -> str:
     """Return what the time of a step is bound by: one of them, or arithmetic and waits for links."""
     step = modelled["step_seconds"]
-    for key, name in LINKS.items():
+    names = LINKS if gpu_count(topology) is None else LINKS_OF_GPUS
+    for key, name in names.items():
         if modelled[f"{key}_seconds"] == step:
             return name
     if modelled["exposed_seconds"] <= LEAST_EXPOSED * step:
@@ -69,7 +73,7 @@ def read_row(path: Path) -> tuple[str, ...]:
         f"{sent / 1e9:.1f} ({required / 1e9:.1f})",
         f"{overlapped / max(sent, 1):.0%}",
         f"{modelled['step_seconds']:.2f}",
-        name_bound(modelled, compiled.get("collectives", ())),
+        name_bound(report["topology"], modelled, compiled.get("collectives", ())),
         f"{modelled['mfu_causal_half']:.0%}",
         f"{compiled['seconds']:.0f}",
     )

@@ -12,8 +12,8 @@ slow=(-m "not slow")
 for argument in "$@"; do
   if [[ "$argument" == "--all" ]]; then
     slow=()
-    # The compiler of `plan`, and run directories in S3.
-    extras+=,tpu,s3
+    # The compilers of `plan`, and run directories in S3.
+    extras+=,tpu,gpu-compiler,s3
     # Change foreign files in every way, read exports as llama.cpp does, and serve a bucket of S3 from memory. s3fs is
     # named again so that moto takes a botocore that it allows.
     packages=("hypothesis>=6.140" "gguf>=0.19" "moto[server]>=5.2" s3fs)

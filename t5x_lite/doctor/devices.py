@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from t5x_lite.errors import one_line
+from t5x_lite.planner.gpu_compiler import GPU_FILE
 
-GPU_FILE = Path("/dev/nvidiactl")
-"""Device file of NVIDIA's driver."""
 TPU_FILES = (Path("/dev/vfio/0"), Path("/dev/accel0"))
 """Device files of a TPU VM, of newer and older TPUs."""
 

@@ -31,16 +31,17 @@ class Chip:
     torus_axes: int = 3
 
 
+GPUS_PER_HOST = 8
 CHIPS = {
     "TPU v4": Chip(275e12, 32 * 2**30, 1228e9, 45e9),
     "TPU v5 lite": Chip(197e12, 16 * 2**30, 819e9, 45e9, int8_flops=394e12, torus_axes=2),
     "TPU v5": Chip(459e12, 95 * 2**30, 2765e9, 90e9, int8_flops=918e12),
     "TPU v6 lite": Chip(918e12, 32 * 2**30, 1640e9, 90e9, int8_flops=1836e12, torus_axes=2),
     "TPU7x": Chip(1153.5e12, 96 * 2**30, 3690e9, 90e9, fp8_flops=2307e12),
-    "NVIDIA A100": Chip(312e12, 80e9, 2039e9, 300e9, 25e9, 8, int8_flops=624e12),
-    "NVIDIA H100": Chip(989e12, 80e9, 3350e9, 450e9, 50e9, 8, int8_flops=1979e12, fp8_flops=1979e12),
-    "NVIDIA H200": Chip(989e12, 141e9, 4800e9, 450e9, 50e9, 8, int8_flops=1979e12, fp8_flops=1979e12),
-    "NVIDIA B200": Chip(2250e12, 180e9, 8000e9, 900e9, 50e9, 8, int8_flops=4500e12, fp8_flops=4500e12),
+    "NVIDIA A100": Chip(312e12, 80e9, 2039e9, 300e9, 25e9, GPUS_PER_HOST, int8_flops=624e12),
+    "NVIDIA H100": Chip(989e12, 80e9, 3350e9, 450e9, 50e9, GPUS_PER_HOST, int8_flops=1979e12, fp8_flops=1979e12),
+    "NVIDIA H200": Chip(989e12, 141e9, 4800e9, 450e9, 50e9, GPUS_PER_HOST, int8_flops=1979e12, fp8_flops=1979e12),
+    "NVIDIA B200": Chip(2250e12, 180e9, 8000e9, 900e9, 50e9, GPUS_PER_HOST, int8_flops=4500e12, fp8_flops=4500e12),
 }
 """Chips by the first words of `device_kind` in JAX.
 

@@ -9,6 +9,7 @@ from t5x_lite.models.layer_config import LayerConfig
 from t5x_lite.models.mixers import SelfAttention
 from t5x_lite.parallel.chips import Chip
 from t5x_lite.planner.figures import CollectiveFigures
+from t5x_lite.planner.gpu_network import gpu_seconds, group_shape
 from t5x_lite.planner.hlo import Collective
 from t5x_lite.planner.torus import torus_seconds
 from t5x_lite.planner.workload import Workload
@@ -131,21 +132,16 @@ def time_collectives(collectives: Sequence[Collective], mesh: Mesh, chip: Chip) 
 
 
 def _seconds(collective: Collective, link: str, mesh: Mesh, chip: Chip) -> float:
-    if link in {"DCN", "network"}:
+    if link == "DCN":
         return collective.sent / chip.network_rate
-    if link == "NVLink":
-        return collective.sent / chip.link_rate
-    return torus_seconds(collective.kind, collective.axes, collective.sent, mesh, chip)
+    if link == "ICI":
+        return torus_seconds(collective.kind, collective.axes, collective.sent, mesh, chip)
+    return gpu_seconds(collective.kind, collective.axes, collective.sent, mesh, chip)
 
 
 def _link(collective: Collective, mesh: Mesh, chip: Chip) -> str:
     """Return the slowest link between the devices of a collective's groups."""
     if chip.gpus_per_host is None:
         return "DCN" if collective.between_slices else "ICI"
-    sizes = list(mesh.shape.values())
-    for index, axis in enumerate(mesh.shape):
-        # Devices are numbered with the last axis varying fastest: a group along this axis spans so many numbers.
-        span = math.prod(sizes[index:])
-        if axis in collective.axes and span > chip.gpus_per_host:
-            return "network"
-    return "NVLink"
+    hosts, _ = group_shape(collective.axes, mesh, chip)
+    return "network" if hosts > 1 else "NVLink"

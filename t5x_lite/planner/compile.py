@@ -11,6 +11,7 @@ from t5x_lite.config import RunConfig
 from t5x_lite.parallel.chips import Chip
 from t5x_lite.parallel.compiler_options import compile_lowered
 from t5x_lite.parallel.mesh import batch_shapes
+from t5x_lite.planner import gpu_compiler
 from t5x_lite.planner.collectives import time_collectives
 from t5x_lite.planner.example import example_features
 from t5x_lite.planner.figures import CompiledFigures
@@ -18,7 +19,7 @@ from t5x_lite.planner.hlo import count_quantized_products, find_collectives
 from t5x_lite.planner.libtpu import involuntary_reshards
 from t5x_lite.train.steps import Steps
 
-_KERNEL_CALL = re.compile(r'custom_call_target="(?:tpu_custom_call|__cudnn\$fmha)')
+_KERNEL_CALL = re.compile(r'custom_call_target="(?:tpu_custom_call|__cudnn\$fmha|__gpu\$xla\.gpu\.triton)')
 _MEMORY_NEEDED = re.compile(r"(?:Used |temporaries \()([\d.]+)([KMGT])")
 _BUFFER = re.compile(r"\n\s*\d+\. (?=Size: )")
 _BUFFER_FIELDS = (re.compile(r"Size: (\S+)"), re.compile(r"Shape: (\S+)"), re.compile(r'op_name="(.*?)"'))
@@ -53,7 +54,11 @@ def _compile_and_measure(config: RunConfig, steps: Steps, mesh: Mesh, chip: Chip
     train_step = cast(jax.stages.Wrapped, steps.train)
     shapes = batch_shapes(mesh, example_features(config), config.train.batch_size)
     earlier_reshards = len(involuntary_reshards())
-    program = compile_lowered(train_step.lower(steps.state, shapes))
+    device = mesh.devices.flat[0]
+    with gpu_compiler.target_answers_for_cudnn(device):
+        lowered = train_step.lower(steps.state, shapes)
+    options = {**gpu_compiler.options_for(device), **(config.train.compiler_options or {})}
+    program = compile_lowered(lowered, options)
     memory = program.memory_analysis()
     text = program.as_text()
     assert memory is not None

@@ -26,6 +26,9 @@ BITS_PER_ELEMENT = {
     "pred": 8,
     "s4": 4,
     "s8": 8,
+    "u8": 8,
+    "f8e4m3fn": 8,
+    "f8e5m2": 8,
     "s16": 16,
     "s32": 32,
     "s64": 64,
@@ -326,13 +329,13 @@ def _bytes_sent(shape: str, kind: str, group_size: int, *, is_start: bool) -> fl
         shape: the result of the instruction, as HLO writes it: one array, or a tuple of arrays.
         kind: one of `COLLECTIVES`.
         group_size: number of devices that take part.
-        is_start: the instruction starts an asynchronous collective; its result then holds the operands too.
+        is_start: the instruction starts an asynchronous collective. But for an all-reduce, the first element of its
+            result is then the operand, or a tuple of the operands, and the second one the result.
     """
-    array_bytes = []
-    for dtype, dimensions in _SHAPE.findall(shape):
-        elements = math.prod(int(size) for size in dimensions.split(",") if size)
-        array_bytes.append(elements * BITS_PER_ELEMENT.get(dtype, 32) / 8)
-    total = max(array_bytes, default=0.0) if is_start or kind == "all-gather" else sum(array_bytes)
+    if is_start and kind != "all-reduce":
+        total = max(_array_bytes(element) for element in _tuple_elements(shape))
+    else:
+        total = _array_bytes(shape)
     if kind == "reduce-scatter" and not is_start:
         total *= group_size  # the result is one device's part
     if kind == "collective-permute":
@@ -341,3 +344,27 @@ def _bytes_sent(shape: str, kind: str, group_size: int, *, is_start: bool) -> fl
     if kind == "all-reduce":
         return total * (2 * ring_share)
     return total * ring_share
+
+
+def _array_bytes(shape: str) -> float:
+    """Return the bytes of all arrays of a shape."""
+    total_bits = 0
+    for dtype, dimensions in _SHAPE.findall(shape):
+        elements = math.prod(int(size) for size in dimensions.split(",") if size)
+        total_bits += elements * BITS_PER_ELEMENT.get(dtype, 32)
+    return total_bits / 8
+
+
+def _tuple_elements(shape: str) -> list[str]:
+    """Return the elements of a tuple as HLO writes it, which may be tuples; an array is its own only element."""
+    if not shape.startswith("("):
+        return [shape]
+    elements = [""]
+    depth = 0
+    for character in shape:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 1:
+            elements.append("")
+        else:
+            elements[-1] += character
+    return elements

@@ -1,8 +1,7 @@
 """The plan of a run on a pod that is not here: its train step compiled by the real compiler, and a roofline.
 
 Compiled figures (fit, memory, collectives) are the compiler's. Modelled figures (FLOPs, seconds) come from formulas and
-published figures of the chips; they are bounds: no step is faster. For GPUs, for which no compiler is here, all figures
-are modelled.
+published figures of the chips; they are bounds: no step is faster. Without a compiler all figures are modelled.
 """
 
 import math
@@ -57,7 +56,7 @@ class Plan:
         active_parameters: number of parameters that are used per token.
         tokens_per_step: tokens of a global batch.
         kernels: the attention kernel of each kind of attention.
-        compiled: figures of the compiler; empty for GPUs that are not here.
+        compiled: figures of the compiler; empty if it was not asked.
         modelled: figures by formula; `mfu_causal_half` counts half of causal attention, as training does, and
             `mfu_causal_full` all of it.
         largest: the largest buffers of a program that does not fit.
@@ -99,7 +98,7 @@ class Plan:
 
 
 def make_plan(config: RunConfig, topology: str, slices: int = 1, pod: Pod | None = None) -> Plan:
-    """Compile the train step of a config for a topology; for GPUs that are not here, estimate it by formula.
+    """Compile the train step of a config for a topology, or estimate it by formula if the pod cannot compile.
 
     Of a run with stages (`data.schedule`) it is that of the largest stage. With `model.remat: auto` it is that with the
     least recomputation whose program takes at most `SHARE_OF_MEMORY` of a device.

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 
+from t5x_lite.parallel.config import gpu_count
 from t5x_lite.planner.figures import CollectiveFigures
 from t5x_lite.planner.plan import LANES, Plan
 from t5x_lite.progress import print_line, print_table
@@ -11,6 +12,8 @@ from t5x_lite.progress import print_line, print_table
 GIBIBYTE = 2**30
 MEMORY_KINDS = ("arguments", "temporaries", "output", "state", "gradients", "activations")
 BOUNDS = ("compute", "memory", "ici", "dcn", "exposed", "step")
+BOUNDS_OF_GPUS = {"ici": "NVLink", "dcn": "network"}
+"""Names that some of `BOUNDS` have for GPUs."""
 LARGEST_EXCESS = 1.2
 """The report warns if a device sends more than this multiple of what the mesh requires."""
 
@@ -67,7 +70,7 @@ def _print_summary(console: Console, plan: Plan) -> None:
     if plan.compiled:
         source = f"compiled in {plan.compiled['seconds']:.0f} s"
     else:
-        source = "modelled, not compiled, because these devices are not here"
+        source = "modelled, not compiled"
     verdict = "fits" if plan.fits else "does NOT fit"
     used = plan.memory_bytes / GIBIBYTE
     available = plan.available_bytes / GIBIBYTE
@@ -143,7 +146,8 @@ def _explain_unaligned_shards(plan: Plan) -> str:
 
 def _print_bounds(console: Console, plan: Plan) -> None:
     figures: Mapping[str, object] = plan.modelled
-    rows = [(bound, f"{figures[f'{bound}_seconds']:.4f}") for bound in BOUNDS]
+    names = {} if gpu_count(plan.topology) is None else BOUNDS_OF_GPUS
+    rows = [(names.get(bound, bound), f"{figures[f'{bound}_seconds']:.4f}") for bound in BOUNDS]
     print_table(console, "modelled, the least time of a step", ("bound by", "seconds"), rows)
 
 

@@ -35,7 +35,7 @@ COMPILED_CANDIDATES = 6
 """Candidates that are compiled; each takes minutes."""
 
 
-def search(config: RunConfig, topology: str, slices: int = 1) -> list[Plan]:
+def search(config: RunConfig, topology: str, slices: int = 1, pod: Pod | None = None) -> list[Plan]:
     """Plan the most promising candidates; return the plans of those that fit first, then by step time.
 
     All candidates are ranked by formula. If there is a compiler, the best `COMPILED_CANDIDATES` are compiled. After a
@@ -45,7 +45,7 @@ def search(config: RunConfig, topology: str, slices: int = 1) -> list[Plan]:
         UserError: see `make_plan`; no mesh divides the pod, the model and the batch.
     """
     config = config.of_stage(config.largest_stage)
-    pod = find_pod(topology, slices)
+    pod = pod or find_pod(topology, slices)
     console = Console(stderr=True)
     ranked = _rank_by_formula(config, topology, slices, pod, console)
     if not pod.can_compile:

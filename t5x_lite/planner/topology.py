@@ -2,13 +2,14 @@
 
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 from jax.experimental import topologies
 
 from t5x_lite.errors import UserError, one_line
 from t5x_lite.parallel.config import GPUS, gpu_count
+from t5x_lite.planner import gpu_compiler
 
 
 @dataclass(frozen=True)
@@ -16,10 +17,10 @@ class Pod:
     """Devices to plan for.
 
     Attributes:
-        devices: devices to build the mesh of. For GPUs that are not here, simulated CPU devices stand in.
+        devices: devices to build the mesh of. For GPUs without their compiler, simulated CPU devices stand in.
         device_kind: kind of the devices to plan for, as JAX names it.
         platform: platform of the devices to plan for.
-        can_compile: whether a compiler for these devices is here.
+        can_compile: whether their compiler is here and is to be asked.
     """
 
     devices: Sequence[jax.Device]
@@ -28,28 +29,32 @@ class Pod:
     can_compile: bool = True
 
 
-def find_pod(topology: str, slices: int) -> Pod:
+def find_pod(topology: str, slices: int, *, can_compile: bool = True) -> Pod:
     """Return the devices of a topology such as v5p:4x4x4 or h100:64.
 
     Args:
         topology: chips and their shape as libtpu names them, or a key of `GPUS` and the number of GPUs.
         slices: number of TPU slices of that shape.
+        can_compile: whether programs may be compiled for them.
 
     Raises:
         UserError: libtpu is not installed, or does not know the topology; the number of GPUs is missing.
     """
     count = gpu_count(topology)
     if count is None:
-        return _find_tpus(topology, slices)
+        pod = _find_tpus(topology, slices)
+        return replace(pod, can_compile=can_compile)
     name = topology.partition(":")[0].lower()
-    return _find_gpus(GPUS[name], count)
+    return _find_gpus(GPUS[name], count, can_compile=can_compile)
 
 
-def _find_gpus(kind: str, count: int) -> Pod:
+def _find_gpus(kind: str, count: int, *, can_compile: bool) -> Pod:
+    if not can_compile or not gpu_compiler.is_installed():
+        return Pod(jax.devices("cpu")[:count], kind, "gpu", can_compile=False)
     local_gpus = [device for device in jax.devices() if device.device_kind.startswith(kind)]
     if len(local_gpus) == count:
         return Pod(local_gpus, local_gpus[0].device_kind, "gpu")
-    return Pod(jax.devices("cpu")[:count], kind, "gpu", can_compile=False)
+    return Pod(gpu_compiler.absent_gpus(kind, count), kind, "gpu")
 
 
 def _find_tpus(topology: str, slices: int) -> Pod:

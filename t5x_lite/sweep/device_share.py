@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from t5x_lite.integers import ceil_div
-
-GPU_MEMORY_FRACTION = 0.9
-"""Share of the memory of a GPU that its runs divide among themselves."""
+from t5x_lite.parallel.job_environment import GPU_MEMORY_FRACTION
 
 
 @dataclass(frozen=True)

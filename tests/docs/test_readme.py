@@ -115,7 +115,7 @@ def test_the_numbers_of_components_in_readme_are_those_of_the_package() -> None:
     names_of_numbers = {5: "five", 6: "six", 7: "seven", 8: "eight", 10: "ten", 18: "eighteen"}
     from_rewards = [kind for kind in OBJECTIVES.values() if issubclass(kind, PolicyOptimization)]
     supervised = [kind for kind in OBJECTIVES.values() if issubclass(kind, Supervised) and kind not in from_rewards]
-    assert f"all {len(list((configs / 'pods').glob('*.yaml')))} pod configs" in text
+    assert f"all {len(list((configs / 'pods').rglob('*.yaml')))} pod configs" in text
     assert f"{len(published)} published sizes" in text
     assert f"{names_of_numbers[len(ADAPTATIONS)]} methods" in text
     assert f"{names_of_numbers[len(SCHEDULES)]} schedules" in text

@@ -306,3 +306,28 @@ def test_involuntary_reshards_are_read_from_the_log(tmp_path: Path, monkeypatch:
     assert involuntary_reshards() == []
     (tmp_path / "tpu_driver.host.root.log.WARNING.20261122-032152.1").write_text(f"Log file created\n{LOGGED}\n")
     assert involuntary_reshards() == ["f32[32,32] in t"]
+
+
+COMBINED = """HloModule step
+
+ENTRY %main (x: f32[8,16]) -> f32[64,16] {
+  %x = f32[8,16]{1,0} parameter(0)
+  %y = bf16[4]{0} parameter(1)
+  %gather = ((f32[8,16]{1,0}, bf16[4]{0}), (f32[64,16]{1,0}, bf16[32]{0})) all-gather-start(%x, %y), channel_id=1, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+  %scatter = ((f32[8,16]{1,0}, f32[8]{0}), (f32[1,16]{1,0}, f32[1]{0})) reduce-scatter-start(%x, %z), channel_id=2, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}, to_apply=%add
+  %sum = (f32[8,16]{1,0}, f32[8]{0}) all-reduce-start(%x, %z), channel_id=3, replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
+  %exchange = ((f8e4m3fn[8,16]{1,0}), f8e4m3fn[8,16]{1,0}) all-to-all-start(%w), channel_id=4, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+  ROOT %done = f32[64,16]{1,0} all-gather-done(%gather)
+}
+"""  # noqa: E501  # lines of a program
+
+
+def test_collectives_of_several_arrays_send_all_of_them() -> None:
+    """The forms in which the compiler for GPUs joins collectives and starts them."""
+    sent = {collective.kind: collective.sent for collective in find_collectives(COMBINED, {"fsdp": 8})}
+    assert sent == {
+        "all-gather": (4 * 64 * 16 + 2 * 32) * 7 / 8,
+        "reduce-scatter": (4 * 8 * 16 + 4 * 8) * 7 / 8,
+        "all-reduce": 2 * (4 * 8 * 16 + 4 * 8) * 7 / 8,
+        "all-to-all": 8 * 16 * 7 / 8,
+    }

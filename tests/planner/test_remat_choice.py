@@ -89,7 +89,7 @@ def test_scores_count_where_no_kernel_is_fused(tiny_config: Path) -> None:
 
 
 def test_plan_reports_the_choice(tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["plan", str(tiny_config), "--topology", "h100:1", "model.vocab=300", "model.remat=auto"]
+    words = ["plan", str(tiny_config), "--topology", "h100:1", "--no-compile", "model.vocab=300", "model.remat=auto"]
     assert main([*words, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["requested_remat"], report["remat"]) == ("auto", "none")
@@ -100,7 +100,7 @@ def test_plan_reports_the_choice(tiny_config: Path, capsys: pytest.CaptureFixtur
 def test_plan_writes_the_choice_into_a_config(tiny_config: Path, tmp_path: Path) -> None:
     """The new config has the overrides, the policy and the mesh; a run of it is planned alike."""
     emitted = tmp_path / "planned" / "run.yaml"
-    words = ["plan", str(tiny_config), "--topology", "h100:1", "model.vocab=300", "model.remat=auto"]
+    words = ["plan", str(tiny_config), "--topology", "h100:1", "--no-compile", "model.vocab=300", "model.remat=auto"]
     assert main([*words, "--emit", str(emitted)]) == 0
     planned = configuration.load(emitted)
     assert (planned.model.vocab, planned.model.remat) == (300, "none")

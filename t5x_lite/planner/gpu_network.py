@@ -1,0 +1,48 @@
+"""The least time of a collective of GPUs on NVLink and the network (Austin et al. 2025, part 12)."""
+
+import numpy as np
+from jax.sharding import Mesh
+
+from t5x_lite.parallel.chips import Chip
+
+
+def gpu_seconds(kind: str, axes: tuple[str, ...], sent: float, mesh: Mesh, chip: Chip) -> float:
+    """Return the least time of collectives of one kind, if nothing else uses the links.
+
+    Each GPU has a port of the network of its own, and a group uses the ports of all of its members. NVLink and the
+    network work at the same time, and the slower one counts.
+
+    * Of what is gathered, a host receives once what the other hosts have; its members share it over NVLink. So it is
+      with sums, which go the other way. Switches that sum in the network (SHARP) are not counted.
+    * In an all-to-all each GPU sends its own shares to the other hosts.
+    * A permute is one transfer to another GPU, of another host if the group has several.
+
+    Args:
+        kind: one of `hlo.COLLECTIVES`.
+        axes: mesh axes of the groups.
+        sent: bytes that a GPU sends on a ring of its group.
+        mesh: the devices.
+        chip: their links.
+    """
+    hosts, members = group_shape(axes, mesh, chip)
+    devices = hosts * members
+    if kind == "collective-permute":
+        return sent / (chip.network_rate if hosts > 1 else chip.link_rate)
+    array_bytes = sent * devices / (devices - 1)
+    if "all-to-all" in kind:
+        network_bytes = array_bytes * (hosts - 1) / hosts
+        link_bytes = array_bytes * (members - 1) / devices
+    else:
+        network_bytes = array_bytes * (hosts - 1) / devices
+        link_bytes = array_bytes * (members - 1) / members
+    return max(network_bytes / chip.network_rate, link_bytes / chip.link_rate)
+
+
+def group_shape(axes: tuple[str, ...], mesh: Mesh, chip: Chip) -> tuple[int, int]:
+    """Return the hosts that a group of devices along some mesh axes is on, and its members on each of them."""
+    assert chip.gpus_per_host is not None
+    # Devices are numbered host by host, with the last axis of the mesh varying fastest.
+    numbers = np.arange(mesh.size).reshape(tuple(mesh.shape.values()))
+    group = numbers[tuple(slice(None) if axis in axes else 0 for axis in mesh.shape)]
+    hosts = len(np.unique(group // chip.gpus_per_host))
+    return hosts, group.size // hosts

@@ -1,0 +1,85 @@
+"""Descriptions of NVIDIA GPUs that are not here, for XLA's compiler."""
+
+from dataclasses import dataclass
+
+CUDNN_VERSION = (9, 12)
+"""The oldest cuDNN that JAX with CUDA 13 runs with."""
+
+
+@dataclass(frozen=True)
+class GpuTarget:
+    """A GPU as its driver describes it.
+
+    Attributes:
+        name: the model.
+        compute_capability: generation of the instructions, such as 9 of Hopper.
+        cores: streaming multiprocessors.
+        clock_ghz: their highest clock.
+        float32_units: float32 units of a multiprocessor.
+        shared_memory: bytes of a multiprocessor that blocks share.
+        largest_shared_memory: bytes of it that one block can have.
+        l2_cache: bytes.
+        memory: bytes of memory.
+        memory_rate: bytes per second of it.
+    """
+
+    name: str
+    compute_capability: int
+    cores: int
+    clock_ghz: float
+    float32_units: int
+    shared_memory: int
+    largest_shared_memory: int
+    l2_cache: int
+    memory: int
+    memory_rate: int
+
+    @property
+    def text(self) -> str:
+        """The GPU as a text of XLA's message `GpuTargetConfigProto`."""
+        extension = "ACCELERATED_FEATURES" if self.compute_capability >= 9 else "NONE"
+        major, minor = CUDNN_VERSION
+        return f"""
+            platform_name: "CUDA"
+            device_description_str: "{self.name}"
+            dnn_version_info {{ major: {major} minor: {minor} }}
+            runtime_version {{ major: 13 }}
+            gpu_device_info {{
+              cuda_compute_capability {{ major: {self.compute_capability} feature_extension: {extension} }}
+              core_count: {self.cores}
+              clock_rate_ghz: {self.clock_ghz}
+              fpus_per_core: {self.float32_units}
+              threads_per_warp: 32
+              threads_per_block_limit: 1024
+              threads_per_core_limit: 2048
+              registers_per_block_limit: 65536
+              registers_per_core_limit: 65536
+              block_dim_limit_x: 2147483647
+              block_dim_limit_y: 65535
+              block_dim_limit_z: 65535
+              shared_memory_per_block: 49152
+              shared_memory_per_block_optin: {self.largest_shared_memory}
+              shared_memory_per_core: {self.shared_memory}
+              l2_cache_size: {self.l2_cache}
+              device_memory_size: {self.memory}
+              memory_bandwidth: {self.memory_rate}
+            }}
+        """
+
+
+GPU_TARGETS = {
+    "NVIDIA A100": GpuTarget(
+        "NVIDIA A100-SXM4-80GB", 8, 108, 1.41, 64, 167936, 166912, 41943040, 85_100_068_864, 2_039_040_000_000
+    ),
+    "NVIDIA H100": GpuTarget(
+        "NVIDIA H100 80GB HBM3", 9, 132, 1.98, 128, 233472, 232448, 52428800, 84_942_979_072, 3_352_320_000_000
+    ),
+    "NVIDIA H200": GpuTarget(
+        "NVIDIA H200", 9, 132, 1.98, 128, 233472, 232448, 52428800, 151_397_597_184, 4_800_000_000_000
+    ),
+    "NVIDIA B200": GpuTarget(
+        "NVIDIA B200", 10, 148, 1.965, 128, 233472, 232448, 132644864, 191_514_411_008, 7_672_320_000_000
+    ),
+}
+"""GPUs by the first words of `device_kind` in JAX. The figures are those that XLA's repository has of these cards
+(xla/backends/gpu/target_config/specs), which their drivers reported."""
