@@ -59,7 +59,11 @@ def _find_gpus(kind: str, count: int, *, can_compile: bool) -> Pod:
 
 def _find_tpus(topology: str, slices: int) -> Pod:
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError("plan needs the TPU compiler: pip install 't5x_lite[tpu]'")
+        gpus = ", ".join(GPUS)
+        raise UserError(
+            f"--topology {topology} is for TPUs (GPUs are {gpus}), and plan needs their compiler: "
+            "pip install 't5x_lite[tpu]'"
+        )
     options: dict[str, str | int] = {}
     if slices > 1:
         options["num_slices"] = slices
