@@ -85,7 +85,7 @@ def _add_plan(commands: Commands) -> None:
         "--search", action="store_true", help="try meshes and remat policies, and rank those that fit in memory"
     )
     parser.add_argument(
-        "--no-compile", action="store_true", help="estimate by formula, in seconds, instead of asking the compiler"
+        "--no-compile", action="store_true", help="estimate quickly by formula instead of asking the compiler"
     )
     parser.add_argument(
         "--emit", type=_local_path, metavar="FILE", help="write a config with the policy and the mesh of the best plan"

@@ -10,11 +10,13 @@ if (($# == 0)); then
   set -- configs/pods/*.yaml configs/pods/h100/*.yaml
 fi
 status=0
+reports=()
 for config in "$@"; do
   name="${config#configs/pods/}"
   name="${name%.yaml}"
   echo "planning $name" >&2
+  reports+=("build/plans/$name.json")
   t5x-lite plan "configs/pods/$name.yaml" --json >"build/plans/$name.json" 2>"build/plans/$name.log" || status=1
 done
-python tools/plan_table.py build/plans/*.json build/plans/h100/*.json
+python tools/plan_table.py "${reports[@]}"
 exit "$status"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the dependencies of the tests into .venv (or the active virtual environment) and runs all checks.
 #   bash tools/test.sh            linters, type checker and fast tests
-#   bash tools/test.sh --all      also the slow tests, with the TPU compiler and an S3 in memory
+#   bash tools/test.sh --all      also the slow tests, with the compilers of TPUs and GPUs and an S3 in memory
 #   bash tools/test.sh -k name    other arguments are passed to pytest
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -33,18 +32,14 @@ def compiler_options(chosen: Options | None, mesh: Mesh) -> dict[str, bool | int
     return dict(OVERLAP_ON_TPU) if mesh.devices.flat[0].platform == "tpu" else {}
 
 
-def compile_lowered(lowered: jax.stages.Lowered, options: Options | None = None) -> jax.stages.Compiled:
+def compile_lowered(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     """Compile a train step.
-
-    Args:
-        lowered: the step.
-        options: options of the compiler beside those that it was lowered with.
 
     Raises:
         UserError: the compiler does not know one of its options.
     """
     try:
-        return lowered.compile(dict[str, Any](options or {}))
+        return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         unknown = _UNKNOWN_OPTION.search(str(error))
         if unknown is None:

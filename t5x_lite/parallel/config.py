@@ -3,26 +3,29 @@
 from collections.abc import Iterator
 
 from t5x_lite.errors import UserError
+from t5x_lite.parallel.chips import GPUS_PER_HOST
 from t5x_lite.schema import Config, Int, setting
 
 GPUS = {"a100": "NVIDIA A100", "h100": "NVIDIA H100", "h200": "NVIDIA H200", "b200": "NVIDIA B200"}
 """GPUs by their name in a topology such as h100:64; the values are the first words of `device_kind` in JAX."""
 
 MOST_GPUS = 100_000
-"""GPUs of the largest cluster that is planned for; a CPU device is simulated for each."""
+"""GPUs of the largest cluster that is planned for; without their compiler a CPU device is simulated for each."""
 
 
 def gpu_count(topology: str) -> int | None:
     """Return the number of GPUs of a topology such as h100:64; None if it is not one of GPUs.
 
     Raises:
-        UserError: the number is missing, or no cluster has so many.
+        UserError: the number is missing, no cluster has so many, or some hosts would not be full.
     """
     name, _, count = topology.partition(":")
     if name.lower() not in GPUS:
         return None
     if not count.isascii() or not count.isdigit() or len(count) > 9 or not 1 <= int(count) <= MOST_GPUS:
         raise UserError(f"--topology {topology}: write the number of GPUs, at most {MOST_GPUS:,}, as in {name}:8")
+    if int(count) > GPUS_PER_HOST and int(count) % GPUS_PER_HOST:
+        raise UserError(f"--topology {topology}: write a multiple of {GPUS_PER_HOST}, the GPUs of a host, or fewer")
     return int(count)
 
 

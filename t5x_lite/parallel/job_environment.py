@@ -1,6 +1,7 @@
 """The environment variables of a job: the other processes, and memory of GPUs. This module does not import JAX."""
 
 import os
+from collections.abc import Mapping
 
 from t5x_lite.errors import UserError
 
@@ -10,15 +11,29 @@ NCCL and cuDNN need some of the rest.
 """
 
 
+GPU_MEMORY_VARIABLES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+"""The environment variable of that share, and its older name. JAX refuses both together."""
+
+
+def gpu_memory_variable(environment: Mapping[str, str]) -> str:
+    """Return the name by which an environment sets the share of a GPU's memory, or would set it."""
+    return next((name for name in GPU_MEMORY_VARIABLES if name in environment), GPU_MEMORY_VARIABLES[0])
+
+
+def take_gpu_memory() -> None:
+    """Let JAX take `GPU_MEMORY_FRACTION` of each GPU, unless the environment says another share."""
+    os.environ.setdefault(gpu_memory_variable(os.environ), str(GPU_MEMORY_FRACTION))
+
+
 def set_job_environment(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
     """Tell JAX the job's coordinator, the number of processes and this process's number, unless all are None.
 
-    JAX takes `GPU_MEMORY_FRACTION` of each GPU unless XLA_PYTHON_CLIENT_MEM_FRACTION says another share.
+    See also `take_gpu_memory`.
 
     Raises:
         UserError: some of them are None, or the process's number is not below the number of processes.
     """
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(GPU_MEMORY_FRACTION))
+    take_gpu_memory()
     values = [coordinator, num_processes, process_id]
     if values == [None, None, None]:
         return

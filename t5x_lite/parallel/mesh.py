@@ -38,7 +38,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         devices = jax.devices()
     shape = _mesh_shape(config, len(devices))
     data_size, *other_sizes = shape
-    slices = len({getattr(device, "slice_index", None) for device in devices})
+    slices = _count_slices(devices)
     if data_size % slices:
         raise UserError(
             f"mesh: data {data_size} is not a multiple of the {slices} slices; slices can share the axis data only"
@@ -52,6 +52,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             shape_of_slice, shape_between_slices, devices, allow_split_physical_axes=True
         )
     return Mesh(device_grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _count_slices(devices: Sequence[jax.Device]) -> int:
+    """Return the number of TPU slices. JAX numbers the hosts of GPUs as slices too, which any axis may span."""
+    return len({getattr(device, "slice_index", None) for device in devices if device.platform == "tpu"} or {None})
 
 
 def _mesh_shape(config: MeshConfig, device_count: int) -> tuple[int, ...]:

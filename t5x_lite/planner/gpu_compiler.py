@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,19 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t5x_lite.parallel.chips import GPUS_PER_HOST
-from t5x_lite.parallel.job_environment import GPU_MEMORY_FRACTION
-from t5x_lite.planner.gpu_target import CUDNN_VERSION, GPU_TARGETS
+from t5x_lite.parallel.job_environment import take_gpu_memory
+from t5x_lite.planner.gpu_target import CUDNN_VERSION, target_of
 
 if TYPE_CHECKING:
     import jax
 
 PLUGINS = ("xla_cuda13", "xla_cuda12")
 """JAX's plugins for NVIDIA GPUs, each with the compiler, in the namespace package `jax_plugins`."""
-MEMORY_LIMIT = "xla_gpu_memory_limit_slop_factor"
-"""Memory that the scheduler may use while it overlaps collectives, in percent of the memory that it counts with."""
-ATTACHED_MEMORY_LIMIT = round(95 * GPU_MEMORY_FRACTION / 0.8)
-"""Of an attached GPU it counts with what JAX takes of it, and of any other one with 80 % of all (XLA's
-gpu_hlo_schedule.cc); the default is 95 % of that."""
 GPU_FILE = Path("/dev/nvidiactl")
 """Device file of NVIDIA's driver."""
 
@@ -35,7 +29,7 @@ def is_installed() -> bool:
 
 
 def accept_missing_cuda() -> None:
-    """Let JAX start without complaint if the compiler is installed, but neither a GPU nor CUDA's libraries.
+    """Let JAX start without complaint on a machine without a GPU where only the compiler of CUDA is installed.
 
     Call this before JAX is imported.
     """
@@ -49,6 +43,7 @@ def prepare(count: int, *, can_compile: bool) -> None:
     Call this before JAX is imported.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the compiler notes that it finds no driver
+    take_gpu_memory()  # an attached GPU is planned as `train` uses it
     if can_compile and is_installed():
         return
     if can_compile:
@@ -58,16 +53,16 @@ def prepare(count: int, *, can_compile: bool) -> None:
 
 
 def absent_gpus(kind: str, count: int) -> "Sequence[jax.Device]":
-    """Return GPUs that programs can be compiled for, in hosts of eight or, if these would not be full, of fewer.
+    """Return GPUs that programs can be compiled for.
 
     Args:
-        kind: a key of `GPU_TARGETS`.
-        count: number of GPUs.
+        kind: first words of their `device_kind` in JAX; see `target_of`.
+        count: number of GPUs, of one host or of full ones.
     """
     from jax.experimental import topologies
 
-    on_a_host = math.gcd(count, GPUS_PER_HOST)
-    target = GPU_TARGETS[kind]
+    on_a_host = min(count, GPUS_PER_HOST)
+    target = target_of(kind)
     shape = f"1x{count // on_a_host}x{on_a_host}"
     devices: Sequence[jax.Device] = topologies.get_topology_desc(
         platform="cuda", target_config=target.text, topology=shape
@@ -81,11 +76,6 @@ def _is_absent_gpu(device: "jax.Device") -> bool:
     return device.platform == "gpu" and device not in jax.devices()
 
 
-def options_for(device: "jax.Device") -> dict[str, int]:
-    """Return options with which the compiler treats a planned GPU as an attached one; none for other devices."""
-    return {MEMORY_LIMIT: ATTACHED_MEMORY_LIMIT} if _is_absent_gpu(device) else {}
-
-
 @contextlib.contextmanager
 def target_answers_for_cudnn(device: "jax.Device") -> Iterator[None]:
     """Let a planned GPU answer when JAX asks the attached one for its cuDNN and its generation.
@@ -97,7 +87,7 @@ def target_answers_for_cudnn(device: "jax.Device") -> Iterator[None]:
     if not _is_absent_gpu(device):
         yield
         return
-    [target] = [target for kind, target in GPU_TARGETS.items() if device.device_kind.startswith(kind)]
+    target = target_of(device.device_kind)
     major, minor = CUDNN_VERSION
     answers = {
         "check_cudnn_version": lambda: 10000 * major + 100 * minor,

@@ -1,8 +1,11 @@
 """The least time of a collective of GPUs on NVLink and the network (Austin et al. 2025, part 12)."""
 
+import math
+
 import numpy as np
 from jax.sharding import Mesh
 
+from t5x_lite.integers import ceil_div
 from t5x_lite.parallel.chips import Chip
 
 
@@ -39,10 +42,15 @@ def gpu_seconds(kind: str, axes: tuple[str, ...], sent: float, mesh: Mesh, chip:
 
 
 def group_shape(axes: tuple[str, ...], mesh: Mesh, chip: Chip) -> tuple[int, int]:
-    """Return the hosts that a group of devices along some mesh axes is on, and its members on each of them."""
+    """Return the hosts that a group of devices along some mesh axes is on, and its members on each of them.
+
+    Of groups that are on different numbers of hosts it is the one on most.
+    """
     assert chip.gpus_per_host is not None
     # Devices are numbered host by host, with the last axis of the mesh varying fastest.
     numbers = np.arange(mesh.size).reshape(tuple(mesh.shape.values()))
-    group = numbers[tuple(slice(None) if axis in axes else 0 for axis in mesh.shape)]
-    hosts = len(np.unique(group // chip.gpus_per_host))
-    return hosts, group.size // hosts
+    inside = [number for number, axis in enumerate(mesh.shape) if axis in axes]
+    size = math.prod(mesh.shape[axis] for axis in axes)
+    groups = np.moveaxis(numbers, inside, range(-len(inside), 0)).reshape(-1, size)
+    hosts = max(len(np.unique(group)) for group in groups // chip.gpus_per_host)
+    return hosts, ceil_div(size, hosts)

@@ -2,8 +2,13 @@
 
 from dataclasses import dataclass
 
+from t5x_lite.parallel.job_environment import GPU_MEMORY_FRACTION
+
 CUDNN_VERSION = (9, 12)
 """The oldest cuDNN that JAX with CUDA 13 runs with."""
+SHARE_OF_ABSENT_MEMORY = 0.8
+"""Share of a described GPU's memory that XLA's scheduler counts with (xla/service/gpu/gpu_hlo_schedule.cc). Of an
+attached one it counts with all that JAX takes."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,11 @@ class GpuTarget:
 
     @property
     def text(self) -> str:
-        """The GPU as a text of XLA's message `GpuTargetConfigProto`."""
+        """The GPU as a text of XLA's message `GpuTargetConfigProto`.
+
+        Its memory is such that the scheduler may use as much as on an attached GPU.
+        """
+        memory = round(self.memory * GPU_MEMORY_FRACTION / SHARE_OF_ABSENT_MEMORY)
         extension = "ACCELERATED_FEATURES" if self.compute_capability >= 9 else "NONE"
         major, minor = CUDNN_VERSION
         return f"""
@@ -61,7 +70,7 @@ class GpuTarget:
               shared_memory_per_block_optin: {self.largest_shared_memory}
               shared_memory_per_core: {self.shared_memory}
               l2_cache_size: {self.l2_cache}
-              device_memory_size: {self.memory}
+              device_memory_size: {memory}
               memory_bandwidth: {self.memory_rate}
             }}
         """
@@ -83,3 +92,9 @@ GPU_TARGETS = {
 }
 """GPUs by the first words of `device_kind` in JAX. The figures are those that XLA's repository has of these cards
 (xla/backends/gpu/target_config/specs), which their drivers reported."""
+
+
+def target_of(device_kind: str) -> GpuTarget:
+    """Return the description of a GPU of the kind that JAX names."""
+    [target] = [target for kind, target in GPU_TARGETS.items() if device_kind.startswith(kind)]
+    return target

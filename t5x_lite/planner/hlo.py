@@ -329,11 +329,12 @@ def _bytes_sent(shape: str, kind: str, group_size: int, *, is_start: bool) -> fl
         shape: the result of the instruction, as HLO writes it: one array, or a tuple of arrays.
         kind: one of `COLLECTIVES`.
         group_size: number of devices that take part.
-        is_start: the instruction starts an asynchronous collective. But for an all-reduce, the first element of its
-            result is then the operand, or a tuple of the operands, and the second one the result.
+        is_start: the instruction starts an asynchronous collective. But for an all-reduce, it gives a tuple whose
+            first element is the operand or a tuple of operands, and whose second one is the result.
     """
     if is_start and kind != "all-reduce":
-        total = max(_array_bytes(element) for element in _tuple_elements(shape))
+        operands, result, *_ = _tuple_elements(shape)
+        total = _array_bytes(operands if kind == "reduce-scatter" else result)
     else:
         total = _array_bytes(shape)
     if kind == "reduce-scatter" and not is_start:
@@ -356,9 +357,7 @@ def _array_bytes(shape: str) -> float:
 
 
 def _tuple_elements(shape: str) -> list[str]:
-    """Return the elements of a tuple as HLO writes it, which may be tuples; an array is its own only element."""
-    if not shape.startswith("("):
-        return [shape]
+    """Return the elements of a tuple as HLO writes it; an element may be a tuple itself."""
     elements = [""]
     depth = 0
     for character in shape:

@@ -17,11 +17,13 @@ from t5x_lite.models.remat_policy import LEAST_RECOMPUTATION_FIRST, RematPolicy
 from t5x_lite.models.sharding import MESH_AXES, mesh_axes, partition_spec
 from t5x_lite.models.spec import model_spec
 from t5x_lite.parallel.chips import CHIPS, Chip, chip_name
+from t5x_lite.parallel.job_environment import GPU_MEMORY_FRACTION
 from t5x_lite.parallel.mesh import check_sharded, make_mesh
 from t5x_lite.planner.collectives import required_collectives, time_collectives
 from t5x_lite.planner.compile import compile_train_step
 from t5x_lite.planner.example import example_lengths
 from t5x_lite.planner.figures import CompiledFigures, ModelledFigures
+from t5x_lite.planner.gpu_target import target_of
 from t5x_lite.planner.memory import modelled_memory
 from t5x_lite.planner.remat_choice import SHARE_OF_MEMORY, choose_remat
 from t5x_lite.planner.roofline import roofline_bounds
@@ -198,6 +200,9 @@ def describe_plan(
     chip = chip_of(pod.device_kind)
     modelled = _model_figures(workload, state, chip, pod.platform, slices, compiled)
     available_bytes = chip.memory * (1 - RESERVED)
+    if pod.platform == "gpu":
+        # JAX takes its share of what the driver reports, which differs from the maker's figure.
+        available_bytes = min(available_bytes, target_of(pod.device_kind).memory * GPU_MEMORY_FRACTION)
     return Plan(
         topology=f"{slices} x {topology}" if slices > 1 else topology,
         devices=workload.mesh.size,

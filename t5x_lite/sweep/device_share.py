@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from t5x_lite.integers import ceil_div
-from t5x_lite.parallel.job_environment import GPU_MEMORY_FRACTION
+from t5x_lite.parallel.job_environment import GPU_MEMORY_FRACTION, gpu_memory_variable
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def device_share(
     slots_per_gpu = ceil_div(jobs, len(gpus))
     variables = {
         "CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)],
-        "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{GPU_MEMORY_FRACTION / slots_per_gpu:.3f}",
+        gpu_memory_variable(environment): f"{GPU_MEMORY_FRACTION / slots_per_gpu:.3f}",
     }
     return DeviceShare(variables)
 

@@ -1,6 +1,7 @@
 """The mesh, the rules of sharding, and training on meshes of simulated devices."""
 
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +185,31 @@ def test_moments_are_sharded_along_the_axes_that_they_share_with_their_parameter
     shape: tuple[int, ...], parameter: tuple[int, ...], spec: tuple[str | None, ...], expected: tuple[str | None, ...]
 ) -> None:
     assert common_axes(shape, parameter, PartitionSpec(*spec)) == PartitionSpec(*expected)
+
+
+@dataclass(frozen=True)
+class HostedDevice:
+    """What a mesh is built from: a device of a host that JAX numbers as a slice."""
+
+    platform: str
+    id: int
+
+    @property
+    def slice_index(self) -> int:
+        return self.id // 4
+
+    @property
+    def process_index(self) -> int:
+        return self.slice_index
+
+    @property
+    def device_kind(self) -> str:
+        return self.platform
+
+
+def test_any_axis_spans_the_hosts_of_gpus() -> None:
+    """JAX numbers the hosts of GPUs as slices. Only slices of TPUs are joined along `data` alone."""
+    mesh = make_mesh(MeshConfig(data=1, fsdp=8), [HostedDevice("gpu", number) for number in range(8)])
+    assert [device.id for device in mesh.devices.flat] == list(range(8))
+    with pytest.raises(UserError, match="not a multiple of the 2 slices"):
+        make_mesh(MeshConfig(data=1, fsdp=8), [HostedDevice("tpu", number) for number in range(8)])

@@ -30,6 +30,8 @@ def test_groups_are_on_as_many_hosts_as_their_numbers_say() -> None:
     assert group_shape(("fsdp",), mesh, H100) == (2, 2)
     assert group_shape(("fsdp", "tensor"), mesh, H100) == (2, 8)
     assert group_shape(("data",), mesh, H100) == (4, 1)
+    # Of four groups of six the second and the third are on two hosts.
+    assert group_shape(("fsdp",), mesh_of(data=4, fsdp=6), H100) == (2, 3)
 
 
 def test_a_gather_on_a_host_takes_the_time_of_nvlink() -> None:

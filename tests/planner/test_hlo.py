@@ -317,6 +317,7 @@ ENTRY %main (x: f32[8,16]) -> f32[64,16] {
   %scatter = ((f32[8,16]{1,0}, f32[8]{0}), (f32[1,16]{1,0}, f32[1]{0})) reduce-scatter-start(%x, %z), channel_id=2, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}, to_apply=%add
   %sum = (f32[8,16]{1,0}, f32[8]{0}) all-reduce-start(%x, %z), channel_id=3, replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
   %exchange = ((f8e4m3fn[8,16]{1,0}), f8e4m3fn[8,16]{1,0}) all-to-all-start(%w), channel_id=4, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+  %ragged = ((bf16[4,8]{1,0}, bf16[16,8]{1,0}, s64[8]{0}, s64[8]{0}, s64[8]{0}, s64[8]{0}), bf16[16,8]{1,0}) ragged-all-to-all-start(%v, %o), channel_id=5, replica_groups={{0,1,2,3,4,5,6,7}}
   ROOT %done = f32[64,16]{1,0} all-gather-done(%gather)
 }
 """  # noqa: E501  # lines of a program
@@ -330,4 +331,5 @@ def test_collectives_of_several_arrays_send_all_of_them() -> None:
         "reduce-scatter": (4 * 8 * 16 + 4 * 8) * 7 / 8,
         "all-reduce": 2 * (4 * 8 * 16 + 4 * 8) * 7 / 8,
         "all-to-all": 8 * 16 * 7 / 8,
+        "ragged-all-to-all": 2 * 16 * 8 * 7 / 8,
     }

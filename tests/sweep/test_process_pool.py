@@ -199,7 +199,7 @@ def test_slots_share_gpus_or_the_memory_of_one_gpu(tmp_path: Path) -> None:
     environment = {"PATH": str(tmp_path)}
     two_gpus = DeviceShare({"CUDA_VISIBLE_DEVICES": "3,7"}, frozenset())
     assert device_share(1, 2, {**environment, "CUDA_VISIBLE_DEVICES": "2,3,5,7"}) == two_gpus
-    third_of_a_gpu = DeviceShare({"CUDA_VISIBLE_DEVICES": "4", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.307"}, frozenset())
+    third_of_a_gpu = DeviceShare({"CUDA_VISIBLE_DEVICES": "4", "XLA_CLIENT_MEM_FRACTION": "0.307"}, frozenset())
     assert device_share(2, 3, {**environment, "CUDA_VISIBLE_DEVICES": "4"}) == third_of_a_gpu
     listed_gpu = DeviceShare({"CUDA_VISIBLE_DEVICES": "1"}, frozenset())
     assert device_share(1, 2, environment) == listed_gpu
