@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None, commands: Mapping[str, Command]
 
 def _run_command(arguments: Sequence[str] | None, commands: Mapping[str, Command]) -> int:
     try:
-        gpu_compiler.accept_missing_cuda()
+        gpu_compiler.skip_cuda_check()
         options, unknown = build_parser().parse_known_args(arguments)
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
         silence_libraries()

@@ -32,6 +32,7 @@ class Chip:
 
 
 GPUS_PER_HOST = 8
+"""GPUs that NVLink joins in a host of the models below."""
 CHIPS = {
     "TPU v4": Chip(275e12, 32 * 2**30, 1228e9, 45e9),
     "TPU v5 lite": Chip(197e12, 16 * 2**30, 819e9, 45e9, int8_flops=394e12, torus_axes=2),

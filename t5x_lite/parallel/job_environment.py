@@ -9,8 +9,6 @@ GPU_MEMORY_FRACTION = 0.92
 """Share of the memory of a GPU that JAX takes. Its own default, 0.75, leaves memory unused that `plan` counts with.
 NCCL and cuDNN need some of the rest.
 """
-
-
 GPU_MEMORY_VARIABLES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 """The environment variable of that share, and its older name. JAX refuses both together."""
 
@@ -20,7 +18,7 @@ def gpu_memory_variable(environment: Mapping[str, str]) -> str:
     return next((name for name in GPU_MEMORY_VARIABLES if name in environment), GPU_MEMORY_VARIABLES[0])
 
 
-def take_gpu_memory() -> None:
+def reserve_gpu_memory() -> None:
     """Let JAX take `GPU_MEMORY_FRACTION` of each GPU, unless the environment says another share."""
     os.environ.setdefault(gpu_memory_variable(os.environ), str(GPU_MEMORY_FRACTION))
 
@@ -28,12 +26,12 @@ def take_gpu_memory() -> None:
 def set_job_environment(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
     """Tell JAX the job's coordinator, the number of processes and this process's number, unless all are None.
 
-    See also `take_gpu_memory`.
+    It also has JAX take most of the memory of each GPU; see `reserve_gpu_memory`.
 
     Raises:
         UserError: some of them are None, or the process's number is not below the number of processes.
     """
-    take_gpu_memory()
+    reserve_gpu_memory()
     values = [coordinator, num_processes, process_id]
     if values == [None, None, None]:
         return

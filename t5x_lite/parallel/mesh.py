@@ -56,7 +56,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 def _count_slices(devices: Sequence[jax.Device]) -> int:
     """Return the number of TPU slices. JAX numbers the hosts of GPUs as slices too, which any axis may span."""
-    return len({getattr(device, "slice_index", None) for device in devices if device.platform == "tpu"} or {None})
+    slices = {getattr(device, "slice_index", None) for device in devices if device.platform == "tpu"}
+    return max(len(slices), 1)
 
 
 def _mesh_shape(config: MeshConfig, device_count: int) -> tuple[int, ...]:

@@ -54,7 +54,7 @@ def _compile_and_measure(config: RunConfig, steps: Steps, mesh: Mesh, chip: Chip
     train_step = cast(jax.stages.Wrapped, steps.train)
     shapes = batch_shapes(mesh, example_features(config), config.train.batch_size)
     earlier_reshards = len(involuntary_reshards())
-    with gpu_compiler.target_answers_for_cudnn(mesh.devices.flat[0]):
+    with gpu_compiler.assume_cudnn(mesh.devices.flat[0]):
         lowered = train_step.lower(steps.state, shapes)
     program = compile_lowered(lowered)
     memory = program.memory_analysis()

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t5x_lite.parallel.chips import GPUS_PER_HOST
-from t5x_lite.parallel.job_environment import take_gpu_memory
-from t5x_lite.planner.gpu_target import CUDNN_VERSION, target_of
+from t5x_lite.parallel.job_environment import reserve_gpu_memory
+from t5x_lite.planner.gpu_target import CUDNN_VERSION, gpu_target
 
 if TYPE_CHECKING:
     import jax
@@ -28,8 +28,8 @@ def is_installed() -> bool:
     return any(importlib.util.find_spec(f"jax_plugins.{plugin}") is not None for plugin in PLUGINS)
 
 
-def accept_missing_cuda() -> None:
-    """Let JAX start without complaint on a machine without a GPU where only the compiler of CUDA is installed.
+def skip_cuda_check() -> None:
+    """Skip JAX's check of CUDA's libraries on a machine without a GPU, where only the compiler may be installed.
 
     Call this before JAX is imported.
     """
@@ -43,7 +43,7 @@ def prepare(count: int, *, can_compile: bool) -> None:
     Call this before JAX is imported.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the compiler notes that it finds no driver
-    take_gpu_memory()  # an attached GPU is planned as `train` uses it
+    reserve_gpu_memory()  # an attached GPU is planned as `train` uses it
     if can_compile and is_installed():
         return
     if can_compile:
@@ -52,42 +52,40 @@ def prepare(count: int, *, can_compile: bool) -> None:
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={count}".strip()
 
 
-def absent_gpus(kind: str, count: int) -> "Sequence[jax.Device]":
-    """Return GPUs that programs can be compiled for.
+def compile_only_gpus(kind: str, count: int) -> "Sequence[jax.Device]":
+    """Return GPUs that are not here, for which programs can be compiled but not run.
 
     Args:
-        kind: first words of their `device_kind` in JAX; see `target_of`.
+        kind: first words of their `device_kind` in JAX; see `gpu_target`.
         count: number of GPUs, of one host or of full ones.
     """
     from jax.experimental import topologies
 
     on_a_host = min(count, GPUS_PER_HOST)
-    target = target_of(kind)
     shape = f"1x{count // on_a_host}x{on_a_host}"
-    devices: Sequence[jax.Device] = topologies.get_topology_desc(
-        platform="cuda", target_config=target.text, topology=shape
-    ).devices
+    topology = topologies.get_topology_desc(platform="cuda", target_config=gpu_target(kind).text_proto, topology=shape)
+    devices: Sequence[jax.Device] = topology.devices
     return devices
 
 
-def _is_absent_gpu(device: "jax.Device") -> bool:
+def _is_compile_only_gpu(device: "jax.Device") -> bool:
     import jax
 
     return device.platform == "gpu" and device not in jax.devices()
 
 
 @contextlib.contextmanager
-def target_answers_for_cudnn(device: "jax.Device") -> Iterator[None]:
-    """Let a planned GPU answer when JAX asks the attached one for its cuDNN and its generation.
+def assume_cudnn(device: "jax.Device") -> Iterator[None]:
+    """Assume cuDNN for a GPU that is not here, and that GPU's compute capability.
 
-    JAX does so when it traces attention by cuDNN, even for a device that is not attached.
+    When JAX traces attention by cuDNN, it asks the attached GPU for both, even if it compiles for another one.
     """
     from jax._src.cudnn import fused_attention_stablehlo as fused_attention
 
-    if not _is_absent_gpu(device):
+    if not _is_compile_only_gpu(device):
         yield
         return
-    target = target_of(device.device_kind)
+    target = gpu_target(device.device_kind)
     major, minor = CUDNN_VERSION
     answers = {
         "check_cudnn_version": lambda: 10000 * major + 100 * minor,

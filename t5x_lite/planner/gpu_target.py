@@ -1,12 +1,12 @@
 """Descriptions of NVIDIA GPUs that are not here, for XLA's compiler."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from t5x_lite.parallel.job_environment import GPU_MEMORY_FRACTION
 
 CUDNN_VERSION = (9, 12)
 """The oldest cuDNN that JAX with CUDA 13 runs with."""
-SHARE_OF_ABSENT_MEMORY = 0.8
+SCHEDULER_MEMORY_SHARE = 0.8
 """Share of a described GPU's memory that XLA's scheduler counts with (xla/service/gpu/gpu_hlo_schedule.cc). Of an
 attached one it counts with all that JAX takes."""
 
@@ -40,12 +40,12 @@ class GpuTarget:
     memory_rate: int
 
     @property
-    def text(self) -> str:
-        """The GPU as a text of XLA's message `GpuTargetConfigProto`.
+    def text_proto(self) -> str:
+        """The GPU as XLA's message `GpuTargetConfigProto` in text format.
 
-        Its memory is such that the scheduler may use as much as on an attached GPU.
+        Its memory lets the scheduler use as much as on an attached GPU.
         """
-        memory = round(self.memory * GPU_MEMORY_FRACTION / SHARE_OF_ABSENT_MEMORY)
+        memory = round(self.memory * GPU_MEMORY_FRACTION / SCHEDULER_MEMORY_SHARE)
         extension = "ACCELERATED_FEATURES" if self.compute_capability >= 9 else "NONE"
         major, minor = CUDNN_VERSION
         return f"""
@@ -76,25 +76,51 @@ class GpuTarget:
         """
 
 
+_HOPPER = GpuTarget(
+    name="NVIDIA H100 80GB HBM3",
+    compute_capability=9,
+    cores=132,
+    clock_ghz=1.98,
+    float32_units=128,
+    shared_memory=233_472,
+    largest_shared_memory=232_448,
+    l2_cache=52_428_800,
+    memory=84_942_979_072,
+    memory_rate=3_352_320_000_000,
+)
 GPU_TARGETS = {
     "NVIDIA A100": GpuTarget(
-        "NVIDIA A100-SXM4-80GB", 8, 108, 1.41, 64, 167936, 166912, 41943040, 85_100_068_864, 2_039_040_000_000
+        name="NVIDIA A100-SXM4-80GB",
+        compute_capability=8,
+        cores=108,
+        clock_ghz=1.41,
+        float32_units=64,
+        shared_memory=167_936,
+        largest_shared_memory=166_912,
+        l2_cache=41_943_040,
+        memory=85_100_068_864,
+        memory_rate=2_039_040_000_000,
     ),
-    "NVIDIA H100": GpuTarget(
-        "NVIDIA H100 80GB HBM3", 9, 132, 1.98, 128, 233472, 232448, 52428800, 84_942_979_072, 3_352_320_000_000
-    ),
-    "NVIDIA H200": GpuTarget(
-        "NVIDIA H200", 9, 132, 1.98, 128, 233472, 232448, 52428800, 151_397_597_184, 4_800_000_000_000
-    ),
+    "NVIDIA H100": _HOPPER,
+    "NVIDIA H200": replace(_HOPPER, name="NVIDIA H200", memory=151_397_597_184, memory_rate=4_800_000_000_000),
     "NVIDIA B200": GpuTarget(
-        "NVIDIA B200", 10, 148, 1.965, 128, 233472, 232448, 132644864, 191_514_411_008, 7_672_320_000_000
+        name="NVIDIA B200",
+        compute_capability=10,
+        cores=148,
+        clock_ghz=1.965,
+        float32_units=128,
+        shared_memory=233_472,
+        largest_shared_memory=232_448,
+        l2_cache=132_644_864,
+        memory=191_514_411_008,
+        memory_rate=7_672_320_000_000,
     ),
 }
 """GPUs by the first words of `device_kind` in JAX. The figures are those that XLA's repository has of these cards
 (xla/backends/gpu/target_config/specs), which their drivers reported."""
 
 
-def target_of(device_kind: str) -> GpuTarget:
+def gpu_target(device_kind: str) -> GpuTarget:
     """Return the description of a GPU of the kind that JAX names."""
     [target] = [target for kind, target in GPU_TARGETS.items() if device_kind.startswith(kind)]
     return target

@@ -23,7 +23,7 @@ from t5x_lite.planner.collectives import required_collectives, time_collectives
 from t5x_lite.planner.compile import compile_train_step
 from t5x_lite.planner.example import example_lengths
 from t5x_lite.planner.figures import CompiledFigures, ModelledFigures
-from t5x_lite.planner.gpu_target import target_of
+from t5x_lite.planner.gpu_target import gpu_target
 from t5x_lite.planner.memory import modelled_memory
 from t5x_lite.planner.remat_choice import SHARE_OF_MEMORY, choose_remat
 from t5x_lite.planner.roofline import roofline_bounds
@@ -202,7 +202,7 @@ def describe_plan(
     available_bytes = chip.memory * (1 - RESERVED)
     if pod.platform == "gpu":
         # JAX takes its share of what the driver reports, which differs from the maker's figure.
-        available_bytes = min(available_bytes, target_of(pod.device_kind).memory * GPU_MEMORY_FRACTION)
+        available_bytes = min(available_bytes, gpu_target(pod.device_kind).memory * GPU_MEMORY_FRACTION)
     return Plan(
         topology=f"{slices} x {topology}" if slices > 1 else topology,
         devices=workload.mesh.size,

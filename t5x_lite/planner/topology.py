@@ -54,7 +54,7 @@ def _find_gpus(kind: str, count: int, *, can_compile: bool) -> Pod:
     local_gpus = [device for device in jax.devices() if device.device_kind.startswith(kind)]
     if len(local_gpus) == count:
         return Pod(local_gpus, local_gpus[0].device_kind, "gpu")
-    return Pod(gpu_compiler.absent_gpus(kind, count), kind, "gpu")
+    return Pod(gpu_compiler.compile_only_gpus(kind, count), kind, "gpu")
 
 
 def _find_tpus(topology: str, slices: int) -> Pod:

@@ -16,9 +16,7 @@ def test_the_share_of_a_gpu_s_memory_that_a_user_has_set_stays_alone(
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv(name, "0.5")
     set_job_environment(None, None, None)
-    assert {variable: os.environ.get(variable) for variable in GPU_MEMORY_VARIABLES if variable in os.environ} == {
-        name: "0.5"
-    }
+    assert [os.environ[variable] for variable in GPU_MEMORY_VARIABLES if variable in os.environ] == ["0.5"]
 
 
 def test_a_job_takes_most_of_the_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

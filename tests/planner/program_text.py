@@ -25,7 +25,7 @@ def main() -> None:
 
     config = configuration.load(path, overrides)
     mesh = make_mesh(config.mesh, list(find_pod(topology, 1).devices))
-    with jax.set_mesh(mesh), gpu_compiler.target_answers_for_cudnn(mesh.devices.flat[0]):
+    with jax.set_mesh(mesh), gpu_compiler.assume_cudnn(mesh.devices.flat[0]):
         steps = make_steps(config, model_spec(config.model), mesh)
         shapes = batch_shapes(mesh, example_features(config), config.train.batch_size)
         print(steps.train.lower(steps.state, shapes).compile().as_text())
