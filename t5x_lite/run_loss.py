@@ -54,11 +54,11 @@ def carrying_loss_function(
     """
     objective = config.require_objective()
     settings = _loss_settings(config, batch_shards, training=training)
-    needs_segments = _needs_segments(config)
+    keeps_segments = needs_segments(config)
 
     def compute_loss(params: PyTree, carry: PyTree, batch: Batch, key: PRNGKeyArray | None) -> tuple[LossTerms, PyTree]:
         segment_ids = batch.get("segment_ids")
-        if not needs_segments:
+        if not keeps_segments:
             batch = _without_segments(batch)
         module = _training_module(spec, params)
         if carry:
@@ -92,10 +92,10 @@ def distillation_loss_function(
     assert distillation is not None
     assert isinstance(objective, TokenPrediction)
     settings = _loss_settings(config, batch_shards, training=True)
-    needs_segments = _needs_segments(config)
+    keeps_segments = needs_segments(config)
 
     def compute_loss(params: PyTree, teacher_params: PyTree, batch: Batch, key: PRNGKeyArray | None) -> LossTerms:
-        if not needs_segments:
+        if not keeps_segments:
             batch = _without_segments(batch)
         student_module = _training_module(spec, params)
         teacher_module = _training_module(teacher, teacher_params)
@@ -108,7 +108,7 @@ def distillation_loss_function(
     return compute_loss
 
 
-def _needs_segments(config: RunConfig) -> bool:
+def needs_segments(config: RunConfig) -> bool:
     """Return whether attention needs a mask of segments.
 
     It needs none where padding comes last if at all, and no query of a causal row sees it.

@@ -9,7 +9,7 @@ from t5x_lite.models.layer_config import LayerConfig
 from t5x_lite.models.mixers import SelfAttention
 from t5x_lite.parallel.chips import Chip
 from t5x_lite.planner.figures import CollectiveFigures
-from t5x_lite.planner.gpu_network import gpu_seconds, group_shape
+from t5x_lite.planner.gpu_network import gpu_link_seconds
 from t5x_lite.planner.hlo import Collective
 from t5x_lite.planner.torus import torus_seconds
 from t5x_lite.planner.workload import Workload
@@ -113,10 +113,10 @@ def _sent_share(axes: tuple[str, ...], devices: int) -> float:
 
 
 def time_collectives(collectives: Sequence[Collective], mesh: Mesh, chip: Chip) -> list[CollectiveFigures]:
-    """Return collectives as rows of the report, each with the link that carries it and its least time there."""
+    """Return collectives as rows of the report, each with the link that bounds it and its least time there."""
     rows: list[CollectiveFigures] = []
     for collective in collectives:
-        link = _link(collective, mesh, chip)
+        link, seconds = _slowest_link(collective, mesh, chip)
         rows.append(
             {
                 "kind": collective.kind,
@@ -125,23 +125,18 @@ def time_collectives(collectives: Sequence[Collective], mesh: Mesh, chip: Chip) 
                 "sent": collective.sent,
                 "overlapped": collective.overlapped,
                 "link": link,
-                "seconds": _seconds(collective, link, mesh, chip),
+                "seconds": seconds,
             }
         )
     return rows
 
 
-def _seconds(collective: Collective, link: str, mesh: Mesh, chip: Chip) -> float:
-    if link == "DCN":
-        return collective.sent / chip.network_rate
-    if link == "ICI":
-        return torus_seconds(collective.kind, collective.axes, collective.sent, mesh, chip)
-    return gpu_seconds(collective.kind, collective.axes, collective.sent, mesh, chip)
-
-
-def _link(collective: Collective, mesh: Mesh, chip: Chip) -> str:
-    """Return the slowest link between the devices of a collective's groups."""
-    if chip.gpus_per_host is None:
-        return "DCN" if collective.between_slices else "ICI"
-    hosts, _ = group_shape(collective.axes, mesh, chip)
-    return "network" if hosts > 1 else "NVLink"
+def _slowest_link(collective: Collective, mesh: Mesh, chip: Chip) -> tuple[str, float]:
+    """Return the link that a collective needs the longest, and its least time there in seconds."""
+    if chip.gpus_per_host is not None:
+        seconds = gpu_link_seconds(collective.kind, collective.axes, collective.sent, mesh, chip)
+        link = max(seconds, key=lambda name: seconds[name])
+        return link, seconds[link]
+    if collective.between_slices:
+        return "DCN", collective.sent / chip.network_rate
+    return "ICI", torus_seconds(collective.kind, collective.axes, collective.sent, mesh, chip)

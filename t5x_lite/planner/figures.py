@@ -45,7 +45,7 @@ class RooflineFigures(TypedDict):
     """Lower bounds of the time of a step, and what follows from the largest of them.
 
     `ici_seconds` are those of links inside a slice or a host, `dcn_seconds` those of the network between them, each of
-    all collectives one after the other.
+    all collectives that it bounds, one after the other.
     `exposed_seconds` are the part of both in which the schedule has no work for the device.
     """
 

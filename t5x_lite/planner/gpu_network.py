@@ -9,8 +9,8 @@ from t5x_lite.integers import ceil_div
 from t5x_lite.parallel.chips import Chip
 
 
-def gpu_seconds(kind: str, axes: tuple[str, ...], sent: float, mesh: Mesh, chip: Chip) -> float:
-    """Return the least time of collectives of one kind, if nothing else uses the links.
+def gpu_link_seconds(kind: str, axes: tuple[str, ...], sent: float, mesh: Mesh, chip: Chip) -> dict[str, float]:
+    """Return the least time that collectives of one kind take on each link, if nothing else uses it.
 
     Each GPU has a port of the network of its own, and a group uses the ports of all of its members. NVLink and the
     network work at the same time, and the slower one counts.
@@ -30,7 +30,9 @@ def gpu_seconds(kind: str, axes: tuple[str, ...], sent: float, mesh: Mesh, chip:
     hosts, members = group_shape(axes, mesh, chip)
     devices = hosts * members
     if kind == "collective-permute":
-        return sent / (chip.network_rate if hosts > 1 else chip.link_rate)
+        if hosts > 1:
+            return {"NVLink": 0.0, "network": sent / chip.network_rate}
+        return {"NVLink": sent / chip.link_rate, "network": 0.0}
     array_bytes = sent * devices / (devices - 1)
     if "all-to-all" in kind:
         network_bytes = array_bytes * (hosts - 1) / hosts
@@ -38,7 +40,7 @@ def gpu_seconds(kind: str, axes: tuple[str, ...], sent: float, mesh: Mesh, chip:
     else:
         network_bytes = array_bytes * (hosts - 1) / devices
         link_bytes = array_bytes * (members - 1) / members
-    return max(network_bytes / chip.network_rate, link_bytes / chip.link_rate)
+    return {"NVLink": link_bytes / chip.link_rate, "network": network_bytes / chip.network_rate}
 
 
 def group_shape(axes: tuple[str, ...], mesh: Mesh, chip: Chip) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from t5x_lite.objectives.dummy_example import LARGEST_VOCAB, dummy_context
 from t5x_lite.objectives.mixed_rows import largest_lengths
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.memory import check_host_offload
+from t5x_lite.run_loss import needs_segments
 from t5x_lite.run_teacher import open_teacher
 
 
@@ -77,7 +78,8 @@ def _plan_kernels(config: RunConfig, seq_len: int, platform: str) -> dict[str, s
     """Return the kernel of each kind of attention in rows of `seq_len` tokens, or raise ValueError."""
     context = dummy_context(LARGEST_VOCAB, seq_len, config.model.family)
     targets = largest_lengths(config.row_objectives, context).targets
-    return kernels.planned_kernels(config.model, seq_len, platform, targets)
+    documents = needs_segments(config)
+    return kernels.planned_kernels(config.model, seq_len, platform, targets, documents=documents)
 
 
 def _check_teacher_sizes(mesh: Mesh, config: RunConfig) -> None:

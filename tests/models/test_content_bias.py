@@ -15,12 +15,12 @@ from t5x_lite.models.attention.context import (
     AttentionSettings,
     BlockLimits,
     ContentPairs,
-    KernelRequirements,
     TokenPositions,
     offsets,
 )
 from t5x_lite.models.attention.kernels import attend, choose_kernel, planned_kernels
 from t5x_lite.models.attention.kinds import AttentionKind, BlockGlobal, Dense, Fixed, Local, Strided
+from t5x_lite.models.attention.requirements import KernelRequirements
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.positions.relative_shift import PairOffsets
 from tests.models.test_kernels import (

@@ -1,6 +1,7 @@
 """Train steps lowered for an NVIDIA GPU on a machine without one: which fused kernels and products they have."""
 
 import re
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from t5x_lite.planner.example import example_features
 from t5x_lite.run_loss import loss_function
 from tests.conftest import REPOSITORY
 
-LENGTH = 384
+LENGTH = 320
 ROWS = 4
 
 
@@ -27,8 +28,11 @@ def installed_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{fused}.check_compute_capability", lambda capability: True)
 
 
-def program_for_a_gpu(name: str, *overrides: str) -> str:
-    """Return the loss of a config with its gradients, of two layers and rows of `LENGTH` tokens, as StableHLO."""
+def program_for_a_gpu(name: str, *overrides: str, axes: Mapping[str, int] | None = None) -> str:
+    """Return the loss of a config with its gradients, of two layers and rows of `LENGTH` tokens, as StableHLO.
+
+    `axes` has the sizes of mesh axes that are not 1.
+    """
     sizes = ("data.files=x", "model.layers=2", f"train.seq_len={LENGTH}", "model.compute=bfloat16")
     config = configuration.load(REPOSITORY / f"configs/{name}.yaml", [*sizes, *overrides])
     config = config.replace_model(vocab=config.model.vocab or 512)
@@ -43,7 +47,8 @@ def program_for_a_gpu(name: str, *overrides: str) -> str:
         return jnp.sum(jnp.stack([term.total for term in compute_terms(params, batch, key).values()]))
 
     device = jax.sharding.AbstractDevice("NVIDIA H100", num_cores=1, platform="gpu")
-    mesh = jax.sharding.AbstractMesh((1,) * len(MESH_AXES), MESH_AXES, abstract_device=device)
+    sizes_of_axes = tuple((axes or {}).get(axis, 1) for axis in MESH_AXES)
+    mesh = jax.sharding.AbstractMesh(sizes_of_axes, MESH_AXES, abstract_device=device)
     with jax.sharding.use_abstract_mesh(mesh):
         traced = jax.jit(jax.grad(loss)).trace(spec.shapes, batch, key)
         return traced.lower(lowering_platforms=("cuda",)).as_text()
@@ -52,6 +57,11 @@ def program_for_a_gpu(name: str, *overrides: str) -> str:
 def has_scores(program: str, heads: int) -> bool:
     """Return whether an array has a number for each head and pair of positions of a row."""
     return re.search(rf"[<x]{heads}x{LENGTH}x{LENGTH}x", program) is not None
+
+
+def has_pairs(program: str) -> bool:
+    """Return whether an array has a number for each pair of positions of a row, as a mask has."""
+    return re.search(rf"[<x]{LENGTH}x{LENGTH}x", program) is not None
 
 
 @pytest.mark.parametrize(
@@ -64,12 +74,38 @@ def test_scores_of_t5_and_bert_stay_in_triton_kernels(name: str, heads: int, ker
     assert not has_scores(program, heads)
 
 
-@pytest.mark.parametrize("separate_documents", ["true", "false"])
-def test_causal_attention_is_cudnns(separate_documents: str) -> None:
-    program = program_for_a_gpu("gpt2/117m", "model.unroll=1", f"data.separate_documents={separate_documents}")
-    assert re.search(r"__cudnn\$fmha\w*Softmax\b", program)
-    assert re.search(r"__cudnn\$fmha\w*SoftmaxBackward\b", program)
+@pytest.mark.parametrize(
+    ("axes", "rows", "heads"),
+    [({}, ROWS, 12), ({"fsdp": 2}, ROWS // 2, 12), ({"tensor": 2}, ROWS, 6), ({"fsdp": 2, "pipeline": 2}, 1, 12)],
+)
+def test_causal_attention_in_rows_of_one_document_is_cudnns(axes: dict[str, int], rows: int, heads: int) -> None:
+    """The kernel is called with the rows and heads of one device.
+
+    Its own partitioning fails in a mesh that `jax.shard_map` has split in part. A pipeline has microbatches of a row.
+    """
+    program = program_for_a_gpu("gpt2/117m", "model.unroll=1", "data.separate_documents=false", axes=axes)
+    calls = re.findall(r"custom_call @__cudnn\$fmha(\w+)\(.*?dimensions\\22: \[([^]]*)\]", program)
+    sizes = [str(size) for size in (rows, heads, LENGTH, LENGTH)]
+    assert [(kernel, re.findall(r"22(\d+)", dimensions)) for kernel, dimensions in calls] == [
+        ("Softmax", sizes),
+        ("SoftmaxBackward", sizes),
+    ]
+    assert not has_pairs(program)
+
+
+def test_cudnn_reads_documents_from_a_mask() -> None:
+    program = program_for_a_gpu("gpt2/117m", "model.unroll=1")
+    assert len(re.findall(r"custom_call @__cudnn\$fmha\w*Softmax", program)) == 2
+    assert has_pairs(program)
     assert not has_scores(program, heads=12)
+
+
+@pytest.mark.parametrize("axes", [{"fsdp": 2, "pipeline": 2}, {"tensor": 2, "pipeline": 2}])
+def test_rows_of_documents_in_a_pipeline_need_no_mask(axes: dict[str, int]) -> None:
+    """cuDNN's kernel cannot be mapped over stages with a mask that all heads share."""
+    program = program_for_a_gpu("gpt2/117m", "model.unroll=1", axes=axes)
+    assert program.count("xla.gpu.triton") == 3
+    assert not has_pairs(program)
 
 
 @pytest.mark.parametrize("quantization", ["fp8", "int8"])

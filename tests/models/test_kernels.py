@@ -19,11 +19,11 @@ from t5x_lite.models.attention.context import (
     AttentionSettings,
     BlockLimits,
     KernelName,
-    KernelRequirements,
     TokenPositions,
 )
 from t5x_lite.models.attention.kernels import attend, choose_kernel, planned_kernels
 from t5x_lite.models.attention.kinds import AttentionKind, BlockGlobal, Dense, Fixed, Local, Strided
+from t5x_lite.models.attention.requirements import KernelRequirements
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.sharding import target_platform
 
@@ -391,6 +391,18 @@ def test_cudnn_is_not_chosen_for_rows_that_devices_share() -> None:
     with jax.sharding.use_abstract_mesh(mesh):
         kernel, reason = choose_kernel(Dense(), required, "auto", "gpu")
     assert (kernel, reason) == ("flash", "not cudnn: it does not support rows that devices share (mesh.context)")
+
+
+def test_cudnn_is_refused_for_documents_in_pipelines() -> None:
+    device = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=1, platform="gpu")
+    mesh = jax.sharding.AbstractMesh((1, 2), ("data", "pipeline"), abstract_device=device)
+    required = KernelRequirements(2048, 64, "bfloat16", causal=True)
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert choose_kernel(Dense(), required, "auto", "gpu")[0] == "cudnn"
+        with_documents = replace(required, documents=True)
+        assert choose_kernel(Dense(), with_documents, "auto", "gpu")[0] == "flash"
+        with pytest.raises(ValueError, match="several documents in stages"):
+            choose_kernel(Dense(), with_documents, "cudnn", "gpu")
 
 
 def test_layers_of_one_kind_with_other_mixers_have_kernels_of_their_own() -> None:

@@ -19,7 +19,11 @@ needs_compiler = pytest.mark.skipif(
 )
 OF_A_REPORT = ("model.compute=bfloat16", "model.dropout=0", "train.z_loss=0", "model.remat=dots")
 GPT = (*OF_A_REPORT, "model.pattern=[{attention: dense}]", "train.seq_len=2048", "data.separate_documents=false")
+DENSE = ("model.pattern=[{attention: dense}]",)
+ONE_DOCUMENT = ("data.packing=stream", "data.separate_documents=false")
 EXPERTS = "model.feedforward={moe: {experts: 8, router: switch, dispatch: {capacity: {factor: 1.25}}}}"
+TRITON = r"__gpu\$xla\.gpu\.triton"
+CUDNN = r"__cudnn\$fmha\w*Softmax"
 
 
 @pytest.mark.slow
@@ -48,20 +52,23 @@ def test_the_memory_of_a_program_is_what_an_h100_took(
 @pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize(
-    ("config", "heads", "kernel", "calls"),
+    ("config", "heads", "kernel", "calls", "options"),
     [
-        ("t5/small", 8, r"__gpu\$xla\.gpu\.triton", 4 + 4 + 3),
-        ("bert/base", 12, r"__gpu\$xla\.gpu\.triton", 3),
-        ("modernbert/base", 12, r"__gpu\$xla\.gpu\.triton", 3),
-        ("gpt2/117m", 12, r"__cudnn\$fmha\w*Softmax", 2),
+        ("t5/small", 8, TRITON, 4 + 4 + 3, ()),
+        ("bert/base", 12, TRITON, 3, ()),
+        ("modernbert/base", 12, TRITON, 3, ()),
+        ("gpt2/117m", 12, CUDNN, 2, ()),
+        ("gpt2/117m", 12, CUDNN, 2, ("data.separate_documents=false",)),
     ],
 )
-def test_scores_stay_in_fused_kernels_of_compiled_programs(config: str, heads: int, kernel: str, calls: int) -> None:
+def test_scores_stay_in_fused_kernels_of_compiled_programs(
+    config: str, heads: int, kernel: str, calls: int, options: tuple[str, ...]
+) -> None:
     """Three Pallas kernels for each kind of attention, four with the gradient of a bias; two of cuDNN.
 
     T5 has three kinds: encoder, decoder and cross-attention. Rows have a length that no weight has.
     """
-    length = 384
+    length = 320
     sizes = (
         "model.layers=2",
         "model.unroll=1",
@@ -71,9 +78,10 @@ def test_scores_stay_in_fused_kernels_of_compiled_programs(config: str, heads: i
     )
     script = Path(__file__).with_name("program_text.py")
     command = [sys.executable, str(script), str(CONFIGS / f"{config}.yaml"), "h100:1", *sizes, "model.compute=bfloat16"]
+    command += options
     process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800)
     assert process.returncode == 0, process.stderr
-    assert len(re.findall(rf'custom_call_target="{kernel}', process.stdout)) >= calls
+    assert len(re.findall(rf'custom_call_target="{kernel}', process.stdout)) == calls
     assert not re.search(rf"\[(?:\d+,)*{heads},{length},{length}\]", process.stdout)
 
 
@@ -82,12 +90,20 @@ def test_scores_stay_in_fused_kernels_of_compiled_programs(config: str, heads: i
 @pytest.mark.parametrize("gpu", ["a100", "h100", "h200", "b200"])
 def test_every_gpu_has_a_compiler(t5x_lite: Shell, gpu: str) -> None:
     """cuDNN's attention forward and backward; weights and moments in sixteen shards."""
-    report = plan(
-        t5x_lite, "gpt3/125m", f"{gpu}:16", *SMALL, "model.pattern=[{attention: dense}]", "mesh.fsdp=-1", "mesh.data=1"
-    )
+    report = plan(t5x_lite, "gpt3/125m", f"{gpu}:16", *SMALL, *DENSE, "mesh.fsdp=-1", "mesh.data=1")
     compiled = report["compiled"]
     assert compiled["kernel_calls"] == 2
     assert compiled["arguments_bytes"] < 1.5 * (3 * 4 * report["parameters"] / 16) + 2**20
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize(("options", "calls"), [((), 3), (ONE_DOCUMENT, 2)], ids=["documents", "one document"])
+def test_stages_of_a_pipeline_have_fused_attention(t5x_lite: Shell, options: tuple[str, ...], calls: int) -> None:
+    """Three Pallas kernels, which know documents, or two of cuDNN."""
+    mesh = ("mesh.pipeline=2", "mesh.fsdp=4", "mesh.data=1")
+    report = plan(t5x_lite, "gpt3/125m", "h100:8", *SMALL, *DENSE, *mesh, "model.unroll=1", *options)
+    assert report["compiled"]["kernel_calls"] == calls
 
 
 @pytest.mark.slow
@@ -104,7 +120,8 @@ def test_gpus_gather_and_scatter_what_the_shardings_say(t5x_lite: Shell) -> None
     gathered = report["parameters"] - 128256 * 4096
     assert sent["all-gather"] == pytest.approx(2 * 2 * 2 * gathered * 15 / 16, rel=0.02)
     assert sent["reduce-scatter"] == pytest.approx(2 * 2 * gathered * 15 / 16, rel=0.02)
-    assert {row["link"] for row in report["compiled"]["collectives"]} == {"network"}
+    # Of two hosts, NVLink needs longer to share what arrives than the ports need to receive it.
+    assert all(row["link"] == "NVLink" for row in report["compiled"]["collectives"] if row["kind"] != "all-to-all")
 
 
 @pytest.mark.slow

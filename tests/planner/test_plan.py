@@ -99,12 +99,13 @@ def test_gpus_are_planned_by_formula(t5x_lite: Shell) -> None:
     sent = {row["kind"]: (row["axes"], row["link"], row["sent"]) for row in modelled["collectives"]}
     gathered = parameters - 2048 * 2048
     state_values = 2 * 32 * 2048 * 2048
-    assert sent["all-gather"] == (["fsdp"], "network", pytest.approx(3 * 2 * gathered * 15 / 16))
-    assert sent["reduce-scatter"] == (["fsdp"], "network", pytest.approx(2 * gathered * 15 / 16))
+    assert sent["all-gather"] == (["fsdp"], "NVLink", pytest.approx(3 * 2 * gathered * 15 / 16))
+    assert sent["reduce-scatter"] == (["fsdp"], "NVLink", pytest.approx(2 * gathered * 15 / 16))
     assert sent["all-to-all"] == (["fsdp"], "network", pytest.approx(2 * state_values * 15 / 16))
     # Two hosts of eight. Of weights NVLink is slower, on which seven of eight GPUs share what came to each of them, at
     # 450 GB/s (the network brings a sixteenth to each, at 50); of states the network, which takes half of them.
-    assert modelled["dcn_seconds"] == pytest.approx(2 * 4 * gathered * 7 / 8 / 450e9 + 2 * state_values / 2 / 50e9)
+    assert modelled["ici_seconds"] == pytest.approx(2 * 4 * gathered * 7 / 8 / 450e9)
+    assert modelled["dcn_seconds"] == pytest.approx(2 * state_values / 2 / 50e9)
     # An H100 reads and writes 3.35 TB/s: once each the state, the gradients and the activations; and it reads the
     # gathered weights in the forward pass, in its repetition, and for the gradients of the inputs and of the weights.
     stored_bytes = modelled["state_bytes"] + modelled["gradients_bytes"] + modelled["activations_bytes"]

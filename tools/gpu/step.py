@@ -10,7 +10,6 @@ import argparse
 import fcntl
 import gzip
 import json
-import os
 import signal
 import tempfile
 import time
@@ -19,8 +18,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
-
-os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
 
 import jax
 import numpy as np
@@ -31,6 +28,7 @@ from benchmarks.timing import Case
 from t5x_lite.config import RunConfig
 from t5x_lite.models.spec import model_spec
 from t5x_lite.parallel import mesh as meshes
+from t5x_lite.parallel.job_environment import reserve_gpu_memory
 from t5x_lite.planner.example import example_context
 from t5x_lite.planner.memory import modelled_memory
 from t5x_lite.planner.workload import Workload
@@ -168,6 +166,7 @@ def parse_options() -> argparse.Namespace:
 def main() -> None:
     """Measure the step that the command line names."""
     options = parse_options()
+    reserve_gpu_memory()
     config = mfu.load_shape(options.name, [*(mfu.TINY if options.tiny else ()), *options.overrides])
     if options.lock:
         # Several processes start at the same time and take turns on the device.

@@ -19,7 +19,6 @@ from t5x_lite.models.attention.context import (
     ArraysByRow,
     AttentionInputs,
     ContentPairs,
-    KernelRequirements,
     PartialAttention,
     TokenPositions,
     attention_mask,
@@ -34,6 +33,7 @@ from t5x_lite.models.attention.kinds.shapes import (
     SharedKeys,
     StridedColumns,
 )
+from t5x_lite.models.attention.requirements import KernelRequirements
 from t5x_lite.models.layers import dropout
 from t5x_lite.models.remat import name_attention
 from t5x_lite.models.sharding import constrain, num_shards

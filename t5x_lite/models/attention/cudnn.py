@@ -5,8 +5,9 @@ from functools import partial
 import jax
 from jaxtyping import Array, Bool, Float
 
-from t5x_lite.models.attention.context import AttentionInputs, KernelRequirements, attention_mask
+from t5x_lite.models.attention.context import AttentionInputs, attention_mask
 from t5x_lite.models.attention.kinds import AttentionKind, Dense
+from t5x_lite.models.attention.requirements import KernelRequirements
 from t5x_lite.models.sharding import (
     GPU_PLATFORMS,
     active_mesh,
@@ -31,18 +32,25 @@ def unsupported_reason(kind: AttentionKind, required: KernelRequirements, platfo
         return "it does not support attention dropout (model.attention_dropout=0 is without)"
     if required.prefix:
         return "it does not support a prefix that is attended to both ways"
+    if not isinstance(kind, Dense):
+        return "it computes dense attention only"
+    if required.documents and num_shards("layers") > 1:
+        return "it does not support rows of several documents in stages (mesh.pipeline)"
+    if required.sinks:
+        return "it does not support attention sinks"
+    if required.softcap:
+        return "it does not support a softcap on the scores"
+    return _unsupported_shape(required)
+
+
+def _unsupported_shape(required: KernelRequirements) -> str | None:
+    """Return why cuDNN cannot compute arrays of a shape or type; None if it can."""
     if required.dtype not in {"bfloat16", "float16"}:
         return f"it supports bfloat16 and float16, not {required.dtype}"
     if required.head_dim % 8 > 0 or required.head_dim > 128:
         return f"head_dim {required.head_dim} is not a multiple of 8 up to 128"
     if required.length % 2 > 0:
         return f"length {required.length} is odd"
-    if not isinstance(kind, Dense):
-        return "it computes dense attention only"
-    if required.sinks:
-        return "it does not support attention sinks"
-    if required.softcap:
-        return "it does not support a softcap on the scores"
     return None
 
 

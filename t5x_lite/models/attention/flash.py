@@ -19,9 +19,10 @@ from jaxtyping import Array, Float, Int
 
 from t5x_lite.integers import ceil_div, next_power_of_two
 from t5x_lite.models.attention import flash_gpu, flash_tpu
-from t5x_lite.models.attention.context import AttentionInputs, KernelRequirements
+from t5x_lite.models.attention.context import AttentionInputs
 from t5x_lite.models.attention.flash_tiles import LOG2_E, FlashInputs, FlashSettings, diagonal_tiles
 from t5x_lite.models.attention.kinds import AttentionKind, Dense, Local
+from t5x_lite.models.attention.requirements import KernelRequirements
 from t5x_lite.models.remat import name_attention
 from t5x_lite.models.sharding import (
     GPU_PLATFORMS,

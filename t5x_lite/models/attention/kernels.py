@@ -14,9 +14,9 @@ from t5x_lite.models.attention.context import (
     AttentionInputs,
     AttentionSettings,
     KernelName,
-    KernelRequirements,
 )
 from t5x_lite.models.attention.kinds import ATTENTION, AttentionKind, Dense, TransientGlobal
+from t5x_lite.models.attention.requirements import KernelRequirements
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.mixers import SelfAttention
 from t5x_lite.models.sharding import num_shards, target_platform
@@ -113,6 +113,7 @@ def kernel_requirements(inputs: AttentionInputs) -> KernelRequirements:
         content_bias=context.content_bias is not None,
         rank=context.queries.rank is not None,
         traced_positions=isinstance(context.queries.index, jax.Array),
+        documents=not (context.queries.single_segment and context.keys.single_segment),
     )
 
 
@@ -185,7 +186,9 @@ class PlannedKernel:
     reason: str
 
 
-def _plan_kernels(config: ModelConfig, length: int, platform: str, *, causal: bool) -> list[PlannedKernel]:
+def _plan_kernels(
+    config: ModelConfig, length: int, platform: str, *, causal: bool, documents: bool = False
+) -> list[PlannedKernel]:
     """Return the kernels of the layers, each once. Layers of one kind may have several, by their mixers."""
     required = KernelRequirements(
         length=length,
@@ -199,6 +202,7 @@ def _plan_kernels(config: ModelConfig, length: int, platform: str, *, causal: bo
         sinks=config.attention_sinks,
         content_bias=config.positions.reads_content,
         rank=config.query_stream,
+        documents=documents,
     )
     planned = []
     for layer in (*config.first, *config.pattern):
@@ -224,6 +228,7 @@ def _plan_cross_attention(config: ModelConfig, targets: int, platform: str) -> t
         self_attention=False,
         dropout=config.attention_dropout_rate > 0,
         softcap=config.attention_softcap is not None,
+        documents=True,
     )
     return choose_kernel(Dense(), required, config.kernel, platform)
 
@@ -239,7 +244,9 @@ def unfused_kinds(config: ModelConfig, length: int, platform: str, *, causal: bo
     return {choice.kind for choice in planned if choice.kernel == "xla"}
 
 
-def planned_kernels(config: ModelConfig, length: int, platform: str, targets: int = 0) -> dict[str, str]:
+def planned_kernels(
+    config: ModelConfig, length: int, platform: str, targets: int = 0, *, documents: bool = False
+) -> dict[str, str]:
     """Return the kernel, and the reason for it, of each attention kind of a model in training.
 
     Args:
@@ -247,14 +254,15 @@ def planned_kernels(config: ModelConfig, length: int, platform: str, targets: in
         length: tokens of a row; of an encoder_decoder, of the encoder.
         platform: of the devices.
         targets: tokens of the decoder of an encoder_decoder.
+        documents: a row may hold several documents, or padding.
 
     Raises:
         ValueError: see `choose_kernel`.
     """
     names = {kind: name for name, kind in ATTENTION.items()}
-    planned = _plan_kernels(config, length, platform, causal=config.family == "decoder")
+    planned = _plan_kernels(config, length, platform, causal=config.family == "decoder", documents=documents)
     if config.family == "encoder_decoder":
-        planned += _plan_kernels(config.decoder_model, targets, platform, causal=True)
+        planned += _plan_kernels(config.decoder_model, targets, platform, causal=True, documents=documents)
     descriptions: dict[str, list[str]] = {}
     for choice in planned:
         name = names[type(choice.kind)]

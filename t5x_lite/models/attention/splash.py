@@ -10,8 +10,9 @@ import numpy as np
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from t5x_lite.models.attention.context import AttentionInputs, KernelRequirements
+from t5x_lite.models.attention.context import AttentionInputs
 from t5x_lite.models.attention.kinds import AttentionKind, Dense, Local
+from t5x_lite.models.attention.requirements import KernelRequirements
 from t5x_lite.models.remat_policy import ATTENTION_OUTPUT
 from t5x_lite.models.reorder import reorder
 from t5x_lite.models.sharding import active_mesh, axis_sizes, gather_shards, head_axis, num_shards, partition_spec
