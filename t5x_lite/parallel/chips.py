@@ -18,6 +18,7 @@ class Chip:
         int8_flops: operations per second on 8-bit integers; None without units for them.
         fp8_flops: FLOP/s on 8-bit floats; None without units for them.
         torus_axes: axes of the torus of a TPU, 2 or 3.
+        clock: cycles per second of a TPU, if they are published.
     """
 
     flops: float
@@ -29,14 +30,15 @@ class Chip:
     int8_flops: float | None = None
     fp8_flops: float | None = None
     torus_axes: int = 3
+    clock: float | None = None
 
 
 GPUS_PER_HOST = 8
 """GPUs that NVLink joins in a host of the models below."""
 CHIPS = {
-    "TPU v4": Chip(275e12, 32 * 2**30, 1228e9, 45e9),
-    "TPU v5 lite": Chip(197e12, 16 * 2**30, 819e9, 45e9, int8_flops=394e12, torus_axes=2),
-    "TPU v5": Chip(459e12, 95 * 2**30, 2765e9, 90e9, int8_flops=918e12),
+    "TPU v4": Chip(275e12, 32 * 2**30, 1228e9, 45e9, clock=1.05e9),
+    "TPU v5 lite": Chip(197e12, 16 * 2**30, 819e9, 45e9, int8_flops=394e12, torus_axes=2, clock=1.5e9),
+    "TPU v5": Chip(459e12, 95 * 2**30, 2765e9, 90e9, int8_flops=918e12, clock=1.75e9),
     "TPU v6 lite": Chip(918e12, 32 * 2**30, 1640e9, 90e9, int8_flops=1836e12, torus_axes=2),
     "TPU7x": Chip(1153.5e12, 96 * 2**30, 3690e9, 90e9, fp8_flops=2307e12),
     "NVIDIA A100": Chip(312e12, 80e9, 2039e9, 300e9, 25e9, GPUS_PER_HOST, int8_flops=624e12),
@@ -49,7 +51,9 @@ CHIPS = {
 The figures are those of the makers' data sheets: Google Cloud's system architecture pages, and NVIDIA's data sheets of
 the SXM boards. Links of TPUs are from Austin et al. 2025, "How to Scale Your Model", part 2. A host of four TPUs has
 25e9 bytes per second of network. A TPU7x chip is two devices, each with half of the chip's 2307e12 FLOP/s. GPUs have
-the networks of DGX SuperPOD: 200 Gbit/s for each A100, 400 Gbit/s for each of the others.
+the networks of DGX SuperPOD: 200 Gbit/s for each A100, 400 Gbit/s for each of the others. The clock of v4 is from
+Jouppi et al. 2023, table 4; those of v5e and v5p are their FLOP/s over those of a cycle: 2 · 128 · 128 of each matrix
+unit, four in a core, with one and two cores.
 """
 
 

@@ -8,18 +8,18 @@ from jax.sharding import Mesh
 
 from t5x_lite.errors import UserError
 
-OVERLAP_ON_TPU: Mapping[str, bool] = {
+OVERLAP_ON_TPU: Mapping[str, bool | int] = {
     # Gathers become asynchronous, and parts of them are fused with the work that hides them.
     "xla_enable_async_all_gather": True,
     "xla_tpu_enable_async_collective_fusion": True,
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
     "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
     "xla_tpu_overlap_compute_collective_tc": True,
-    # A product whose result is summed and scattered becomes a loop of smaller products and permutes.
-    "xla_tpu_decompose_einsum_reduce_scatter": True,
+    # No product of weights below this size becomes a loop of small products and permutes, which hides a gather or a
+    # sum and takes twice the time by the compiler's own estimate.
+    "xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000,
 }
-"""Options with which a TPU overlaps collectives with computation. XLA's defaults overlap few: none of GPT-3 6.7B on v5p
-(docs/results/performance.md)."""
+"""Options with which a TPU overlaps collectives with computation (docs/results/performance.md)."""
 _UNKNOWN_OPTION = re.compile(r"No such compile option: '(.*?)'")
 
 Options = Mapping[str, bool | int | float | str]

@@ -13,6 +13,7 @@ from t5x_lite.parallel.compiler_options import compile_lowered
 from t5x_lite.parallel.mesh import batch_shapes
 from t5x_lite.planner import gpu_compiler
 from t5x_lite.planner.collectives import time_collectives
+from t5x_lite.planner.compiler_estimate import estimated_cycles
 from t5x_lite.planner.example import example_features
 from t5x_lite.planner.figures import CompiledFigures
 from t5x_lite.planner.hlo import count_quantized_products, find_collectives
@@ -73,6 +74,7 @@ def _compile_and_measure(config: RunConfig, steps: Steps, mesh: Mesh, chip: Chip
         "quantized_products": count_quantized_products(text),
         "involuntary_reshards": involuntary_reshards()[earlier_reshards:],
         "collectives": time_collectives(collectives, mesh, chip),
+        "estimated_cycles": estimated_cycles(text),
         "memory_bytes": arguments_bytes + temporaries_bytes + output_bytes,
     }
 

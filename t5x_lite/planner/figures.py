@@ -28,8 +28,23 @@ class CompiledFigures(TypedDict, total=False):
     quantized_products: int
     involuntary_reshards: list[str]
     collectives: list[CollectiveFigures]
+    estimated_cycles: float | None
     memory_bytes: float | None
     seconds: float
+
+
+class EstimateFigures(TypedDict, total=False):
+    """The time of a step by the compiler's cost model; empty without one. `step_seconds` is the sum of the others.
+
+    `instruction_seconds` are those of fusions, products and copies, `kernel_seconds` those of attention kernels, and
+    `exposed_seconds` those of collectives while the schedule has no work for the device.
+    """
+
+    instruction_seconds: float
+    kernel_seconds: float
+    exposed_seconds: float
+    step_seconds: float
+    mfu_causal_full: float
 
 
 class MemoryFigures(TypedDict):

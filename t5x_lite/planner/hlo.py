@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Int
 
+from t5x_lite.planner.hlo_program import read_program
 from t5x_lite.planner.overlap import FUSED_WITH_WORK, overlapped_lines
 
 COLLECTIVES = (
@@ -38,25 +39,15 @@ BITS_PER_ELEMENT = {
     "f64": 64,
 }
 
-# A computation's body ends with a line that holds one brace. The lines of a kernel's attributes may begin with two.
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \([^\n]*\{\n((?:(?!\}(?:$|,))[^\n]*\n)*)", re.MULTILINE)
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(")
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations|called_computations)=(\{[^}]*\}|%[\w.\-]+)")
-_FUSED = re.compile(r"calls=%([\w.\-]+)")
 _SPREAD_START = re.compile(r"%async-collective-start[\w.\-]* = .*calls=%([\w.\-]+)")
-_LOOP = re.compile(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)")
-_TRIP_COUNT = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 _SEND_BETWEEN_SLICES = re.compile(r"= (.*?) send\(.*_xla_megascale_transfer_type=\"(\w+)\"")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
-_NAME = re.compile(r"%[\w.\-]+")
-_DEFINITION = re.compile(r"\s*(?:ROOT )?(%[\w.\-]+) = ")
-_INDEX = re.compile(r"index=(\d+)")
 _TYPE = re.compile(r"(%[\w.\-]+) = (\w+)\[")
 _PRODUCT = re.compile(
     r" (?:convolution|dot)\((%[\w.\-]+), (%[\w.\-]+)\)|custom_call_target=\"__cublas\$lt\$matmul\$f8\""
 )
-_CONSTANT = re.compile(r"= [su]\d+\[\]\S* constant\((\d+)\)")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 
 _IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
@@ -102,9 +93,9 @@ class _Channel:
 def find_collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> list[Collective]:
     """Return the collectives of one run of a compiled program by kind and mesh axes, the largest first.
 
-    The body of a loop counts as often as the loop's condition says. A collective that the compiler has spread over
-    several fusions, to overlap it with other work, counts where it starts. A loop whose limit is computed does not
-    count: the further rounds of dropless experts are for batches whose tokens choose unevenly.
+    They count as often as they run; see `hlo_program.Program`. A collective that the compiler has spread over several
+    fusions, to overlap it with other work, counts where it starts. The further rounds of dropless experts, a loop whose
+    limit is computed, are for batches whose tokens choose unevenly.
 
     Args:
         text: `compiled.as_text()`.
@@ -112,16 +103,13 @@ def find_collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> lis
         slices: number of slices, which are joined along the axis `data`. The compiler cuts a collective of several
             slices into one inside each slice and one between them, for which the hosts `send` a share of the array.
     """
-    computations = _COMPUTATION.findall(text)
-    bodies = {name: body.splitlines() for _, name, body in computations}
-    entry = next(name for entry_mark, name, _ in computations if entry_mark)
-    executions = _count_executions(bodies, entry)
+    program = read_program(text)
+    bodies = program.bodies
     spread_starts = set(_SPREAD_START.findall(text))
     spread = _channel_keys(bodies, spread_starts)
-    fused = set(_FUSED.findall(text))
-    fused_with_work = _channel_keys(bodies, [name for name in fused if name.startswith(FUSED_WITH_WORK)])
+    fused_with_work = _channel_keys(bodies, [name for name in program.fused if name.startswith(FUSED_WITH_WORK)])
     channels: list[_Channel] = []
-    for name, times in executions.items():
+    for name, times in program.executions.items():
         overlapped = set(overlapped_lines(bodies[name]))
         for line in bodies[name]:
             is_overlapped = line in overlapped
@@ -134,7 +122,7 @@ def find_collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> lis
                 key = _channel_key(line, instruction[2])
                 if name in spread_starts:
                     is_overlapped = key in fused_with_work
-                elif name in fused and key in spread:
+                elif name in program.fused and key in spread:
                     continue  # a part of a collective that starts elsewhere
                 channel = _read_collective(instruction, line, name, mesh, slices, times)
                 channels.append(replace(channel, is_overlapped=is_overlapped))
@@ -213,75 +201,6 @@ def _channel_key(line: str, operation: str) -> str:
     op_name = _OP_NAME.search(line)
     source = op_name[1] if op_name else ""
     return f"{operation} {channel[1]} {source}"
-
-
-def _count_executions(bodies: Mapping[str, Sequence[str]], entry: str) -> dict[str, int]:
-    """Return how often each computation runs, for those that `entry` calls, in the order of `bodies`."""
-    executions: dict[str, int] = dict.fromkeys(bodies, 0)
-
-    def visit(name: str, times: int) -> None:
-        executions[name] += times
-        for line in bodies[name]:
-            trips = _count_trips(line, bodies)
-            for called in _CALLED.findall(line):
-                for inner in re.findall(r"%([\w.\-]+)", called):
-                    if inner in bodies:
-                        visit(inner, times * trips)
-
-    visit(entry, 1)
-    return {name: times for name, times in executions.items() if times}
-
-
-def _count_trips(line: str, bodies: Mapping[str, Sequence[str]]) -> int:
-    """Return how often the body of the loop in a line runs, or 1 if the line holds no loop.
-
-    A loop whose limit is no constant runs as often as a batch needs, and counts 0.
-    """
-    loop = _LOOP.search(line)
-    if loop is None:
-        return 1
-    known = _TRIP_COUNT.search(line)
-    if known:
-        return int(known[1])
-    condition = bodies.get(loop[1], ())
-    body = bodies.get(loop[2], ())
-    # The condition of a counted loop compares the counter with a constant. An unrolled loop counts in larger steps.
-    limits = _CONSTANT.findall("\n".join(condition))
-    limit = max(map(int, limits), default=0)
-    return math.ceil(limit / _counter_step(condition, body))
-
-
-def _counter_step(condition: Sequence[str], body: Sequence[str]) -> int:
-    """Return what a loop's body adds to the counter that its condition compares, or 1 if that cannot be read."""
-    definitions = _read_definitions([*condition, *body])
-    comparison = _find_root(condition, " compare(")
-    operands = _NAME.findall(comparison)[1:3]
-    indices = [_INDEX.search(definitions.get(name, "")) for name in operands]
-    counter_index = next((int(index[1]) for index in indices if index), None)
-    results = _NAME.findall(_find_root(body, " tuple(").rpartition(" tuple(")[2])
-    if counter_index is None or counter_index >= len(results):
-        return 1
-    next_counter = definitions.get(results[counter_index], "")
-    for term in _NAME.findall(next_counter.rpartition(" add(")[2])[:2]:
-        constant = _CONSTANT.search(definitions.get(term, ""))
-        if constant:
-            return max(int(constant[1]), 1)
-    return 1
-
-
-def _read_definitions(lines: Sequence[str]) -> dict[str, str]:
-    """Return the line that defines each name."""
-    definitions = {}
-    for line in lines:
-        definition = _DEFINITION.match(line)
-        if definition:
-            definitions[definition[1]] = line
-    return definitions
-
-
-def _find_root(lines: Sequence[str], operation: str) -> str:
-    """Return the line of the root instruction if it is this operation, else an empty line."""
-    return next((line for line in lines if "ROOT" in line and operation in line), "")
 
 
 def _group_axes(groups: Int[np.ndarray, "groups members"], mesh: Mapping[str, int]) -> tuple[str, ...]:

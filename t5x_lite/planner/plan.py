@@ -21,8 +21,9 @@ from t5x_lite.parallel.job_environment import GPU_MEMORY_FRACTION
 from t5x_lite.parallel.mesh import check_sharded, make_mesh
 from t5x_lite.planner.collectives import required_collectives, time_collectives
 from t5x_lite.planner.compile import compile_train_step
+from t5x_lite.planner.compiler_estimate import estimate_step
 from t5x_lite.planner.example import example_lengths
-from t5x_lite.planner.figures import CompiledFigures, ModelledFigures
+from t5x_lite.planner.figures import CompiledFigures, EstimateFigures, ModelledFigures
 from t5x_lite.planner.gpu_target import gpu_target
 from t5x_lite.planner.memory import modelled_memory
 from t5x_lite.planner.remat_choice import SHARE_OF_MEMORY, choose_remat
@@ -59,6 +60,7 @@ class Plan:
         tokens_per_step: tokens of a global batch.
         kernels: the attention kernel of each kind of attention.
         compiled: figures of the compiler; empty if it was not asked.
+        estimate: the time of a step by the compiler's cost model; empty without one.
         modelled: figures by formula; `mfu_causal_half` counts half of causal attention, as training does, and
             `mfu_causal_full` all of it.
         largest: the largest buffers of a program that does not fit.
@@ -79,6 +81,7 @@ class Plan:
     tokens_per_step: int
     kernels: dict[str, str]
     compiled: CompiledFigures
+    estimate: EstimateFigures
     modelled: ModelledFigures
     largest: list[str]
 
@@ -219,6 +222,7 @@ def describe_plan(
         tokens_per_step=config.train.batch_size * config.train.seq_len,
         kernels=kernels,
         compiled=compiled,
+        estimate=estimate_step(workload, chip, compiled),
         modelled=modelled,
         largest=[],
     )

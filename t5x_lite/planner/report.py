@@ -30,6 +30,7 @@ def print_plan(plan: Plan) -> None:
         return
     _print_excess(console, plan)
     _print_bounds(console, plan)
+    _print_estimate(console, plan)
     _print_speed(console, plan)
 
 
@@ -149,6 +150,20 @@ def _print_bounds(console: Console, plan: Plan) -> None:
     names = {} if gpu_count(plan.topology) is None else BOUNDS_OF_GPUS
     rows = [(names.get(bound, bound), f"{figures[f'{bound}_seconds']:.4f}") for bound in BOUNDS]
     print_table(console, "modelled, the least time of a step", ("bound by", "seconds"), rows)
+
+
+def _print_estimate(console: Console, plan: Plan) -> None:
+    if not plan.estimate:
+        return
+    figures = plan.estimate
+    rows = [
+        ("fusions, products and copies", f"{figures['instruction_seconds']:.4f}"),
+        ("attention kernels, at the peak rate", f"{figures['kernel_seconds']:.4f}"),
+        ("collectives that nothing overlaps", f"{figures['exposed_seconds']:.4f}"),
+        ("step", f"{figures['step_seconds']:.4f}"),
+    ]
+    print_table(console, "estimated by the compiler's cost model", ("time of", "seconds"), rows)
+    print_line(console, f"MFU {figures['mfu_causal_full']:.1%} at that speed, causal attention full")
 
 
 def _print_speed(console: Console, plan: Plan) -> None:

@@ -16,6 +16,7 @@ from t5x_lite.models.losses import (
     chunks_for,
     squared_error,
     token_cross_entropy,
+    token_log_probabilities,
 )
 from tests.product_flops import count_product_flops
 
@@ -166,11 +167,40 @@ def test_logits_of_a_chunk_are_computed_once() -> None:
     assert product_flops(1) == product_flops(4) == 3 * 2 * 8 * 4 * 16
 
 
+@pytest.mark.parametrize("chunks", [2, 3, 7])
+def test_a_length_that_chunks_do_not_divide_is_padded(chunks: int) -> None:
+    """The sum and its gradients are those of the definition, -log softmax(x W)[target], of seven tokens in a row."""
+    rng = np.random.default_rng(0)
+    states, matrix = rng.standard_normal((2, 7, 4)), rng.standard_normal((4, 16))
+    targets, weights = rng.integers(0, 16, (2, 7)), rng.random((2, 7))
+    probabilities = np.exp(states @ matrix) / np.exp(states @ matrix).sum(-1, keepdims=True)
+    expected = -(weights * np.log(np.take_along_axis(probabilities, targets[..., None], -1)[..., 0])).sum()
+    scores_gradient = weights[..., None] * (probabilities - np.eye(16)[targets])
+
+    def loss(states: jax.Array, matrix: jax.Array) -> jax.Array:
+        settings = LossSettings(16, chunks=chunks)
+        arrays = (jnp.asarray(targets), jnp.asarray(weights))
+        return token_cross_entropy(lambda x: x @ matrix, states, *arrays, settings).total
+
+    value, gradients = jax.value_and_grad(loss, argnums=(0, 1))(jnp.asarray(states), jnp.asarray(matrix))
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradients[0], scores_gradient @ matrix.T, atol=1e-5)
+    np.testing.assert_allclose(gradients[1], np.einsum("bld,blv->dv", states, scores_gradient), atol=1e-5)
+    log_probabilities, _ = token_log_probabilities(
+        lambda x: x @ jnp.asarray(matrix), jnp.asarray(states), jnp.asarray(targets), LossSettings(16, chunks=chunks)
+    )
+    assert log_probabilities.shape == (2, 7)
+    np.testing.assert_allclose(
+        log_probabilities, np.log(np.take_along_axis(probabilities, targets[..., None], -1)[..., 0]), atol=1e-5
+    )
+
+
 def test_chunks_are_the_fewest_that_divide_the_length() -> None:
     assert chunks_for(1024, LOGITS_BYTES) == 1
     assert chunks_for(1024, LOGITS_BYTES + 1) == 2
     assert chunks_for(1000, 3 * LOGITS_BYTES) == 4
-    assert chunks_for(7, 2 * LOGITS_BYTES) == 7
+    assert chunks_for(2458, 20 * LOGITS_BYTES) == 20  # 2 · 1229: the divisors beside these are 1 and 2458
+    assert chunks_for(7, 100 * LOGITS_BYTES) == 7
 
 
 def test_numbers_are_predicted_with_an_error_and_without_an_accuracy() -> None:

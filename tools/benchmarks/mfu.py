@@ -69,12 +69,12 @@ SHAPES = {
         (*DENSE, "model.positions.learned.length=2048", "model.unroll=0"),
         torch_model=torch_gpt2,
     ),
-    "GPT-3 350M": Shape("gpt3/350m.yaml", 8, (*DENSE, "model.unroll=6"), torch_model=torch_gpt2),
+    "GPT-3 350M": Shape("gpt3/350m.yaml", 8, (*DENSE, "model.unroll=0"), torch_model=torch_gpt2),
     "GPT-3 1.3B": Shape("gpt3/1.3b.yaml", 8, (*DENSE, "model.unroll=0"), torch_model=torch_gpt2),
     "T5-large": Shape(
         "t5/large.yaml",
         64,
-        ("train.seq_len=512", "model.unroll=4", "model.feedforward.mlp.dropout=0"),
+        ("train.seq_len=512", "model.unroll=0", "model.feedforward.mlp.dropout=0"),
         torch_model=torch_t5,
     ),
     "BERT-large": Shape(
@@ -83,7 +83,7 @@ SHAPES = {
         (*MASKED_TOKENS_ONLY, "train.seq_len=512", "model.unroll=0"),
         torch_model=torch_bert,
     ),
-    "MoE 8 × 350M": Shape("gpt3/350m.yaml", 8, (*DENSE, EXPERTS, "model.unroll=6"), dense_shape="GPT-3 350M"),
+    "MoE 8 × 350M": Shape("gpt3/350m.yaml", 8, (*DENSE, EXPERTS, "model.unroll=0"), dense_shape="GPT-3 350M"),
 }
 SHAPES_IF_QUICK = 3
 TINY = (

@@ -69,7 +69,11 @@ def attention(inputs: AttentionInputs, kind: AttentionKind) -> Float[Array, "b l
             block_q_dkv=size,
             block_kv_dkv=size,
             block_kv_dkv_compute=size,
-            use_fused_bwd_kernel=True,
+            # A kernel of their own computes the gradients of queries. Together with those of keys and values they are
+            # computed once for each block of keys, and their sum takes longer than the scores do again.
+            use_fused_bwd_kernel=False,
+            block_q_dq=size,
+            block_kv_dq=size,
         ),
         head_shards=1 if head_name is None else num_shards(head_name),
         q_seq_shards=num_shards("length"),
