@@ -24,6 +24,7 @@ COLUMNS = (
     "step ≥ s",
     "bound by",
     "MFU ≤",
+    "MFU estimated",
     "compilation, s",
 )
 LINKS = {"memory": "HBM", "ici": "ICI", "dcn": "DCN"}
@@ -44,6 +45,13 @@ def name_bound(topology: str, modelled: Mapping[str, float], collectives: Sequen
         return "compute"
     links = {row["link"] for row in collectives if row["sent"] - row["overlapped"] > LEAST_EXPOSED * row["sent"]}
     return ", ".join(["compute", *sorted(links, reverse=True)])
+
+
+def estimated_mfu(modelled: Mapping[str, float], estimate: Mapping[str, float]) -> str:
+    """Return the MFU in the time that the compiler estimates, causal attention half; empty without an estimate."""
+    if not estimate:
+        return ""
+    return f"{modelled['flops_per_device'] / modelled['peak_flops'] / estimate['step_seconds']:.0%}"
 
 
 def read_row(path: Path) -> tuple[str, ...]:
@@ -75,6 +83,7 @@ def read_row(path: Path) -> tuple[str, ...]:
         f"{modelled['step_seconds']:.2f}",
         name_bound(report["topology"], modelled, compiled.get("collectives", ())),
         f"{modelled['mfu_causal_half']:.0%}",
+        estimated_mfu(modelled, report["estimate"]),
         f"{compiled['seconds']:.0f}",
     )
 

@@ -13,7 +13,7 @@ KERNEL_PRODUCTS = 9 / 6
 """Products of attention kernels over those that FLOPs count: the kernel for gradients of queries, and that for those of
 keys and values, each compute the scores and their gradients again."""
 NO_ESTIMATE = 2**63 - 1
-"""What the compiler writes for an instruction whose cycles it cannot tell."""
+"""Cycles of an instruction that the compiler cannot tell."""
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 

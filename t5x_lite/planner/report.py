@@ -48,9 +48,10 @@ def print_search(plans: Sequence[Plan]) -> None:
                 f"{plan.memory_bytes / GIBIBYTE:.1f}",
                 f"{plan.modelled['step_seconds']:.3f}",
                 f"{plan.modelled['mfu_causal_half']:.1%}",
+                f"{plan.estimate['step_seconds']:.3f}" if plan.estimate else "",
             )
         )
-    columns = ("mesh", "microbatches", "data_reduction", "remat", "fits", "GiB", "step ≥ s", "MFU ≤")
+    columns = ("mesh", "microbatches", "data_reduction", "remat", "fits", "GiB", "step ≥ s", "MFU ≤", "estimated s")
     print_table(Console(), "candidates, best first", columns, rows)
 
 

@@ -62,9 +62,13 @@ def search(config: RunConfig, topology: str, slices: int = 1, pod: Pod | None = 
 
 
 def _rank(plan: Plan, pod: Pod, *, fits: bool) -> tuple[bool, float, bool, float, float]:
-    """Return what plans are sorted by: fit, time of a step, shards that a TPU gathers, time of collectives, memory."""
+    """Return what plans are sorted by: fit, time of a step, shards that a TPU gathers, time of collectives, memory.
+
+    The time of a step is that which the compiler estimates, if it does.
+    """
     modelled = plan.modelled
-    step_seconds = float(f"{modelled['step_seconds']:.3g}")  # times that differ by rounding alone are equal
+    seconds = plan.estimate.get("step_seconds", modelled["step_seconds"])
+    step_seconds = float(f"{seconds:.3g}")  # times that differ by rounding alone are equal
     collective_seconds = modelled["ici_seconds"] + modelled["dcn_seconds"]
     sums_instead_of_gathering = pod.platform == "tpu" and not plan.is_aligned
     return not fits, step_seconds, sums_instead_of_gathering, collective_seconds, plan.memory_bytes
