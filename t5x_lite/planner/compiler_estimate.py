@@ -2,12 +2,16 @@
 
 import re
 
+import jax
+
+from t5x_lite.models.experts.dispatch import sorting_kernel
 from t5x_lite.parallel.chips import Chip
 from t5x_lite.planner.figures import CompiledFigures, EstimateFigures
 from t5x_lite.planner.hlo_program import read_program
 from t5x_lite.planner.workload import Workload
-from t5x_lite.train.flops import attention_flops_per_text
+from t5x_lite.train.flops import attention_flops_per_text, products_per_text
 from t5x_lite.train.step_flops import step_flops_per_example
+from t5x_lite.trees import flatten_names
 
 KERNEL_PRODUCTS = 9 / 6
 """Products of attention kernels over those that FLOPs count: the kernel for gradients of queries, and that for those of
@@ -41,8 +45,8 @@ def estimated_cycles(text: str) -> float | None:
 def estimate_step(workload: Workload, chip: Chip, compiled: CompiledFigures) -> EstimateFigures:
     """Return the time of a step by the compiler's estimate, and the speed at that; nothing if it cannot be told.
 
-    Pallas kernels count the products of attention at the peak rate of the chip, and collectives without work beside
-    them their least time.
+    Pallas kernels count the products of attention and of experts at the peak rate of the chip, and collectives without
+    work beside them their least time.
 
     Args:
         workload: the train step.
@@ -56,9 +60,9 @@ def estimate_step(workload: Workload, chip: Chip, compiled: CompiledFigures) -> 
     model = workload.config.model
     kernel_flops = 0.0
     if compiled["kernel_calls"]:
-        flops = attention_flops_per_text(model, workload.lengths, causal_half=True)
+        attention_flops = KERNEL_PRODUCTS * attention_flops_per_text(model, workload.lengths, causal_half=True)
         texts = train.batch_size * workload.lengths.texts / workload.mesh.size
-        kernel_flops = KERNEL_PRODUCTS * flops * texts
+        kernel_flops = texts * (attention_flops + _sorted_expert_flops(workload))
     instruction_seconds = cycles / chip.clock
     kernel_seconds = kernel_flops / chip.flops
     exposed = sum(row["seconds"] * (1 - row["overlapped"] / row["sent"]) for row in compiled["collectives"])
@@ -73,3 +77,18 @@ def estimate_step(workload: Workload, chip: Chip, compiled: CompiledFigures) -> 
         "step_seconds": step_seconds,
         "mfu_causal_full": model_flops / workload.mesh.size / (train.peak_flops or chip.flops) / step_seconds,
     }
+
+
+def _sorted_expert_flops(workload: Workload) -> float:
+    """Return the FLOPs of one text, forward and backward, of the experts that a kernel for sorted rows computes."""
+    model = workload.config.model
+    with jax.set_mesh(workload.mesh):
+        kernels = [sorting_kernel(moe.dispatch, "tpu") for moe in model.mixtures]
+    if not any(kernels):
+        return 0.0
+    shapes = flatten_names(workload.spec.shapes)
+    flops = 0.0
+    for name, axes in flatten_names(workload.spec.axes).items():
+        if "experts" in axes.names and axes.inputs > 0:
+            flops += 6 * products_per_text(model, name, axes, shapes[name].shape, workload.lengths)
+    return flops

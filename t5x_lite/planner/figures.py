@@ -36,8 +36,8 @@ class CompiledFigures(TypedDict, total=False):
 class EstimateFigures(TypedDict, total=False):
     """The time of a step by the compiler's cost model; empty without one. `step_seconds` is the sum of the others.
 
-    `instruction_seconds` are those of fusions, products and copies, `kernel_seconds` those of attention kernels, and
-    `exposed_seconds` those of collectives while the schedule has no work for the device.
+    `instruction_seconds` are those of fusions, products and copies, `kernel_seconds` those of kernels of attention and
+    of experts, and `exposed_seconds` those of collectives while the schedule has no work for the device.
     """
 
     instruction_seconds: float

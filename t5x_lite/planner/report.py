@@ -159,7 +159,7 @@ def _print_estimate(console: Console, plan: Plan) -> None:
     figures = plan.estimate
     rows = [
         ("fusions, products and copies", f"{figures['instruction_seconds']:.4f}"),
-        ("attention kernels, at the peak rate", f"{figures['kernel_seconds']:.4f}"),
+        ("kernels of attention and experts, at the peak rate", f"{figures['kernel_seconds']:.4f}"),
         ("collectives that nothing overlaps", f"{figures['exposed_seconds']:.4f}"),
         ("step", f"{figures['step_seconds']:.4f}"),
     ]
