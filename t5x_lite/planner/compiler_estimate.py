@@ -42,16 +42,16 @@ def estimated_cycles(text: str) -> float | None:
     return float(cycles)
 
 
-def estimate_step(workload: Workload, chip: Chip, compiled: CompiledFigures) -> EstimateFigures:
+def estimate_step(workload: Workload, chip: Chip, compiled: CompiledFigures, exposed_seconds: float) -> EstimateFigures:
     """Return the time of a step by the compiler's estimate, and the speed at that; nothing if it cannot be told.
 
-    Pallas kernels count the products of attention and of experts at the peak rate of the chip, and collectives without
-    work beside them their least time.
+    Pallas kernels count the products of attention and of experts at the peak rate of the chip.
 
     Args:
         workload: the train step.
         chip: the devices.
         compiled: figures of the compiler.
+        exposed_seconds: those of collectives without work beside them.
     """
     cycles = compiled.get("estimated_cycles")
     if cycles is None or chip.clock is None:
@@ -65,15 +65,14 @@ def estimate_step(workload: Workload, chip: Chip, compiled: CompiledFigures) -> 
         kernel_flops = texts * (attention_flops + _sorted_expert_flops(workload))
     instruction_seconds = cycles / chip.clock
     kernel_seconds = kernel_flops / chip.flops
-    exposed = sum(row["seconds"] * (1 - row["overlapped"] / row["sent"]) for row in compiled["collectives"])
-    step_seconds = instruction_seconds + kernel_seconds + exposed
+    step_seconds = instruction_seconds + kernel_seconds + exposed_seconds
     model_flops = train.batch_size * step_flops_per_example(
         workload.config, workload.spec, workload.lengths, causal_half=False
     )
     return {
         "instruction_seconds": instruction_seconds,
         "kernel_seconds": kernel_seconds,
-        "exposed_seconds": exposed,
+        "exposed_seconds": exposed_seconds,
         "step_seconds": step_seconds,
         "mfu_causal_full": model_flops / workload.mesh.size / (train.peak_flops or chip.flops) / step_seconds,
     }
