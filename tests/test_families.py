@@ -21,7 +21,8 @@ from tests.conftest import REPOSITORY, lines
 
 STUDY = REPOSITORY / "configs/study"
 SWEEP = "families.yaml"
-NAMES = sorted(path.stem for path in STUDY.glob("*.yaml") if path.name != SWEEP)
+RATES = "rates.yaml"
+NAMES = sorted(path.stem for path in STUDY.glob("*.yaml") if path.name not in {SWEEP, RATES})
 DOCUMENTS = 3669
 """Documents of the training text; the words of the first ones come nearest to ten million."""
 WORDS = 9_971_982
@@ -47,6 +48,14 @@ def test_parameters_without_embeddings_differ_by_less_than_three_percent() -> No
     parameters = {Path(run.config).stem: run.parameters for run in expand(sweeps.load(STUDY / SWEEP))}
     assert parameters["gpt"] == gpt
     assert max(parameters.values()) / min(parameters.values()) < 1.03
+
+
+def test_rates_are_searched_for_every_family_on_a_tenth_of_its_text() -> None:
+    runs = expand(sweeps.load(STUDY / RATES))
+    assert {Path(run.config).stem for run in runs} == set(NAMES)
+    assert len(runs) == 3 * len(NAMES)
+    shares = [350 / load(name).train.steps for name in NAMES]
+    assert 0.08 < min(shares) <= max(shares) < 0.11
 
 
 def test_all_read_the_same_text_with_the_same_tokenizer_and_schedule() -> None:
