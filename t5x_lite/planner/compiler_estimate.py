@@ -6,18 +6,17 @@ import jax
 
 from t5x_lite.models.experts.dispatch import sorting_kernel
 from t5x_lite.parallel.chips import Chip
-from t5x_lite.planner.figures import CompiledFigures, EstimateFigures
+from t5x_lite.planner.figures import CompiledFigures, EstimateFigures, RooflineFigures
 from t5x_lite.planner.hlo_program import read_program
 from t5x_lite.planner.workload import Workload
 from t5x_lite.train.flops import attention_flops_per_text, products_per_text
-from t5x_lite.train.step_flops import step_flops_per_example
 from t5x_lite.trees import flatten_names
 
-KERNEL_PRODUCTS = 9 / 6
-"""Products of attention kernels over those that FLOPs count: the kernel for gradients of queries, and that for those of
-keys and values, each compute the scores and their gradients again."""
-NO_ESTIMATE = 2**63 - 1
-"""Cycles of an instruction that the compiler cannot tell."""
+ATTENTION_KERNEL_FLOPS_RATIO = 9 / 6
+"""FLOPs of attention kernels over those of the formula, which has six products. The kernel for the gradients of queries
+and the kernel for those of keys and values each compute the scores and the gradients of the weights: nine products."""
+UNKNOWN_CYCLES = 2**63 - 1
+"""Estimate of an instruction whose cycles the compiler cannot tell."""
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 
@@ -37,12 +36,14 @@ def estimated_cycles(text: str) -> float | None:
     for name, times in program.executions.items():
         for line in program.bodies[name]:
             estimate = _CYCLES.search(line)
-            if estimate and int(estimate[1]) != NO_ESTIMATE:
+            if estimate and int(estimate[1]) != UNKNOWN_CYCLES:
                 cycles += times * int(estimate[1])
     return float(cycles)
 
 
-def estimate_step(workload: Workload, chip: Chip, compiled: CompiledFigures, exposed_seconds: float) -> EstimateFigures:
+def estimate_step(
+    workload: Workload, chip: Chip, compiled: CompiledFigures, modelled: RooflineFigures
+) -> EstimateFigures:
     """Return the time of a step by the compiler's estimate, and the speed at that; nothing if it cannot be told.
 
     Pallas kernels count the products of attention and of experts at the peak rate of the chip.
@@ -51,30 +52,30 @@ def estimate_step(workload: Workload, chip: Chip, compiled: CompiledFigures, exp
         workload: the train step.
         chip: the devices.
         compiled: figures of the compiler.
-        exposed_seconds: those of collectives without work beside them.
+        modelled: the roofline, for the FLOPs and for the time of collectives that nothing overlaps.
     """
     cycles = compiled.get("estimated_cycles")
     if cycles is None or chip.clock is None:
         return {}
-    train = workload.config.train
-    model = workload.config.model
+    config = workload.config
     kernel_flops = 0.0
     if compiled["kernel_calls"]:
-        attention_flops = KERNEL_PRODUCTS * attention_flops_per_text(model, workload.lengths, causal_half=True)
-        texts = train.batch_size * workload.lengths.texts / workload.mesh.size
+        attention_flops = attention_flops_per_text(config.model, workload.lengths, causal_half=True)
+        attention_flops *= ATTENTION_KERNEL_FLOPS_RATIO
+        texts = config.train.batch_size * workload.lengths.texts / workload.mesh.size
         kernel_flops = texts * (attention_flops + _sorted_expert_flops(workload))
     instruction_seconds = cycles / chip.clock
     kernel_seconds = kernel_flops / chip.flops
+    exposed_seconds = modelled["exposed_seconds"]
     step_seconds = instruction_seconds + kernel_seconds + exposed_seconds
-    model_flops = train.batch_size * step_flops_per_example(
-        workload.config, workload.spec, workload.lengths, causal_half=False
-    )
+    peak_flops = modelled["peak_flops"] * step_seconds
     return {
         "instruction_seconds": instruction_seconds,
         "kernel_seconds": kernel_seconds,
         "exposed_seconds": exposed_seconds,
         "step_seconds": step_seconds,
-        "mfu_causal_full": model_flops / workload.mesh.size / (train.peak_flops or chip.flops) / step_seconds,
+        "mfu_causal_half": modelled["flops_per_device"] / peak_flops,
+        "mfu_causal_full": modelled["flops_per_device_causal_full"] / peak_flops,
     }
 
 

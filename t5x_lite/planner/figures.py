@@ -34,7 +34,7 @@ class CompiledFigures(TypedDict, total=False):
 
 
 class EstimateFigures(TypedDict, total=False):
-    """The time of a step by the compiler's cost model; empty without one. `step_seconds` is the sum of the others.
+    """The time of a step by the compiler's cost model; empty without one. `step_seconds` is the sum of the other times.
 
     `instruction_seconds` are those of fusions, products and copies, `kernel_seconds` those of kernels of attention and
     of experts, and `exposed_seconds` those of collectives while the schedule has no work for the device.
@@ -44,6 +44,7 @@ class EstimateFigures(TypedDict, total=False):
     kernel_seconds: float
     exposed_seconds: float
     step_seconds: float
+    mfu_causal_half: float
     mfu_causal_full: float
 
 

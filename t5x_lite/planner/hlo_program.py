@@ -25,7 +25,7 @@ class Program:
         bodies: lines of each computation.
         executions: how often each computation runs, of those that do. A body of a loop runs as often as the loop's
             condition says; a loop whose limit is computed does not count.
-        fused: names of the computations that an instruction runs as one.
+        fused: names of the computations of fusions and other calls.
     """
 
     bodies: Mapping[str, Sequence[str]]
@@ -34,7 +34,7 @@ class Program:
 
 
 def read_program(text: str) -> Program:
-    """Read `compiled.as_text()`."""
+    """Return the computations of a program whose text is `compiled.as_text()`."""
     computations = _COMPUTATION.findall(text)
     bodies = {name: body.splitlines() for _, name, body in computations}
     entry = next(name for entry_mark, name, _ in computations if entry_mark)

@@ -222,7 +222,7 @@ def describe_plan(
         tokens_per_step=config.train.batch_size * config.train.seq_len,
         kernels=kernels,
         compiled=compiled,
-        estimate=estimate_step(workload, chip, compiled, modelled["exposed_seconds"]),
+        estimate=estimate_step(workload, chip, compiled, modelled),
         modelled=modelled,
         largest=[],
     )

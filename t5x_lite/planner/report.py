@@ -30,8 +30,8 @@ def print_plan(plan: Plan) -> None:
         return
     _print_excess(console, plan)
     _print_bounds(console, plan)
-    _print_estimate(console, plan)
     _print_speed(console, plan)
+    _print_estimate(console, plan)
 
 
 def print_search(plans: Sequence[Plan]) -> None:
@@ -153,20 +153,6 @@ def _print_bounds(console: Console, plan: Plan) -> None:
     print_table(console, "modelled, the least time of a step", ("bound by", "seconds"), rows)
 
 
-def _print_estimate(console: Console, plan: Plan) -> None:
-    if not plan.estimate:
-        return
-    figures = plan.estimate
-    rows = [
-        ("fusions, products and copies", f"{figures['instruction_seconds']:.4f}"),
-        ("kernels of attention and experts, at the peak rate", f"{figures['kernel_seconds']:.4f}"),
-        ("collectives that nothing overlaps", f"{figures['exposed_seconds']:.4f}"),
-        ("step", f"{figures['step_seconds']:.4f}"),
-    ]
-    print_table(console, "estimated by the compiler's cost model", ("time of", "seconds"), rows)
-    print_line(console, f"MFU {figures['mfu_causal_full']:.1%} at that speed, causal attention full")
-
-
 def _print_speed(console: Console, plan: Plan) -> None:
     figures = plan.modelled
     rows = [
@@ -179,3 +165,18 @@ def _print_speed(console: Console, plan: Plan) -> None:
         ("device-hours", f"{figures['chip_hours']:,.0f}"),
     ]
     print_table(console, "modelled, at that speed", ("", ""), rows)
+
+
+def _print_estimate(console: Console, plan: Plan) -> None:
+    if not plan.estimate:
+        return
+    figures = plan.estimate
+    rows = [
+        ("fusions, products and copies", f"{figures['instruction_seconds']:.4f}"),
+        ("kernels of attention and experts, at the peak rate", f"{figures['kernel_seconds']:.4f}"),
+        ("collectives that nothing overlaps", f"{figures['exposed_seconds']:.4f}"),
+        ("step", f"{figures['step_seconds']:.4f}"),
+    ]
+    print_table(console, "estimated by the compiler's cost model", ("time of", "seconds"), rows)
+    mfu = f"{figures['mfu_causal_half']:.1%}, causal attention half; {figures['mfu_causal_full']:.1%}, full"
+    print_line(console, f"MFU at that speed: {mfu}")

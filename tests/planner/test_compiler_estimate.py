@@ -86,6 +86,10 @@ def test_a_plan_for_tpus_has_the_time_that_the_compiler_estimates(t5x_lite: Shel
     pairs = 2 * 16 / 4 * 256 * 256
     assert estimate["kernel_seconds"] == pytest.approx(9 * 2 * pairs / 2 * 2 * 128 / 197e12)
     assert estimate["step_seconds"] > report["modelled"]["compute_seconds"]
+    for mfu in ("mfu_causal_half", "mfu_causal_full"):
+        assert estimate[mfu] == pytest.approx(
+            report["modelled"][mfu] * report["modelled"]["step_seconds"] / estimate["step_seconds"]
+        )
 
 
 @pytest.mark.slow
