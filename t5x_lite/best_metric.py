@@ -1,5 +1,6 @@
 """Checks of the metric by which the best checkpoint is kept. This module does not import JAX."""
 
+import math
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -50,7 +51,7 @@ def _check_name(config: "RunConfig", location: str) -> None:
     """Refuse a metric that no evaluator reports; the message has the names of those that they do."""
     metric = config.checkpoint.best_metric
     names = metric_names(config)
-    if any(metric == name or fnmatchcase(metric, name) for name in names):
+    if _is_among(metric, names):
         return
     raise UserError(
         f"{location}: `checkpoint.best_metric`: no evaluator of the run reports {metric}{suggest(metric, names)}; they "
@@ -64,12 +65,45 @@ def metric_names(config: "RunConfig") -> Sequence[str]:
     Raises:
         UserError: the run has no objective.
     """
-    objective = config.require_objective()
-    source_names: tuple[str, ...] = ()
-    if not config.tasks and len(config.row_objectives) > 1:
-        source_names = tuple([source.name for source in config.data.sources])
-    run = EvaluatedRun(config.model, objective, source_names, config.tasks)
+    run = _evaluated_run(config)
     names: dict[str, None] = {}
     for evaluator in config.evaluators:
         names.update(dict.fromkeys(evaluator.metric_names(run)))
     return list(names)
+
+
+def seldom_ranked(config: "RunConfig") -> str | None:
+    """Return a line that says that few checkpoints are evaluated, and few evaluated states saved; None if they meet.
+
+    The best checkpoint is chosen among the checkpoints of steps at which `checkpoint.best_metric` is evaluated.
+    """
+    checkpoint = config.checkpoint
+    if config.objective is None or not checkpoint.keep_best or checkpoint.every_steps >= config.train.steps:
+        return None
+    run = _evaluated_run(config)
+    intervals = []
+    for evaluator in config.evaluators:
+        if _is_among(checkpoint.best_metric, evaluator.metric_names(run)):
+            intervals.append(evaluator.every_steps or config.eval.every_steps)
+    interval = min(intervals, default=checkpoint.every_steps)
+    both = math.lcm(interval, checkpoint.every_steps)
+    if both in {interval, checkpoint.every_steps}:
+        return None
+    return (
+        f"checkpoint.keep_best: {checkpoint.best_metric} is evaluated every {interval} steps and checkpoints are saved "
+        f"every {checkpoint.every_steps}, so that the best one is chosen among those of every {both} steps and the "
+        "last; let one of the two numbers be a multiple of the other"
+    )
+
+
+def _evaluated_run(config: "RunConfig") -> EvaluatedRun:
+    objective = config.require_objective()
+    source_names: tuple[str, ...] = ()
+    if not config.tasks and len(config.row_objectives) > 1:
+        source_names = tuple([source.name for source in config.data.sources])
+    return EvaluatedRun(config.model, objective, source_names, config.tasks)
+
+
+def _is_among(metric: str, names: Sequence[str]) -> bool:
+    """Return whether a metric is one of some names, in which `*` stands for any text."""
+    return any(fnmatchcase(metric, name) for name in names)

@@ -273,10 +273,19 @@ class Checkpoints:
             path = self.folder / str(candidate)
             damage = _agree_on_damage(find_damage(path))
             if damage is None:
-                state, meta = self._read(path, target, prefix)
-                return candidate, state, meta
+                try:
+                    state, meta = self._read(path, target, prefix)
+                    return candidate, state, meta
+                except FileNotFoundError:
+                    if is_complete(path) or jax.process_count() > 1:
+                        raise
+                    # The process that trains the run has deleted it in the meantime, for a newer one.
+                    return self.restore(target, step, prefix)
             damages.append(f"step {candidate}: {damage}")
             logger.warning("%s: the checkpoint of step %d is damaged: %s", self.folder, candidate, damage)
+        if step is not None:
+            others = ", ".join(str(other) for other in steps if other != step) or "none"
+            raise UserError(f"{self.folder}: the checkpoint of {damages[0]}; other complete ones are: {others}")
         if damages:
             reasons = "; ".join(damages)
             raise UserError(f"{self.folder}: no checkpoint is intact: {reasons}; delete the folder to start again")

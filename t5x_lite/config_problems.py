@@ -13,6 +13,7 @@ from t5x_lite.objectives import Causal, Objective
 from t5x_lite.objectives.dummy_example import LARGEST_VOCAB, dummy_context, dummy_example
 from t5x_lite.objectives.mixed_rows import feature_types
 from t5x_lite.objectives.policy_optimization import PolicyOptimization
+from t5x_lite.objectives.preference import Preference
 from t5x_lite.objectives.token_prediction import TokenPrediction
 from t5x_lite.order_problems import memory_problems, order_problems
 from t5x_lite.schema import component_name
@@ -20,6 +21,9 @@ from t5x_lite.train.optimizers import OPTIMIZERS
 
 if TYPE_CHECKING:
     from t5x_lite.config import RunConfig
+
+WITHOUT_PREFIX = (Causal, PolicyOptimization, Preference)
+"""Objectives that train each token of a text, or of an answer, on all tokens before it."""
 
 
 def objective_problems(config: "RunConfig", objective: Objective) -> Iterator[str]:
@@ -39,6 +43,12 @@ def objective_problems(config: "RunConfig", objective: Objective) -> Iterator[st
         kind = config.eval.likelihood
         yield f"eval.likelihood: {kind} hides tokens, which objective {objective.name} does not fill in"
     yield from _reduction_problems(config, (objective, *row_objectives))
+    # The rows of these have no prefix, and a model that reads prompts in both directions would be trained as another.
+    if config.model.prefix_lm and all(isinstance(each, WITHOUT_PREFIX) for each in (objective, *row_objectives)):
+        yield (
+            f"model.prefix_lm: objective {objective.name} trains no prefix; set objective=prefix or "
+            "model.prefix_lm=false"
+        )
     if config.data.order == "consecutive":
         yield from order_problems(config.model, config.data, objective, config.train, config.mesh.pipeline)
     if config.tasks:
@@ -49,12 +59,6 @@ def objective_problems(config: "RunConfig", objective: Objective) -> Iterator[st
         if config.data.cleaning:
             yield "data.cleaning is for text: the records of `tasks` are taken as they are; remove it"
         return
-    is_causal = all(isinstance(each, Causal) for each in (objective, *row_objectives))
-    if config.model.prefix_lm and config.adapt is None and is_causal:
-        yield (
-            f"model.prefix_lm: objective {objective.name} trains no prefix; set objective=prefix or "
-            "model.prefix_lm=false"
-        )
     if config.data.order != "consecutive":
         yield from memory_problems(config.model)
     if config.method.num_virtual_tokens:

@@ -1,9 +1,7 @@
 """Run directories: the resolved config, the tokenizer and the checkpoints of a run."""
 
-import fcntl
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from t5x_lite import config as configuration
-from t5x_lite import file_locks, local_copies, schema, storage
+from t5x_lite import local_copies, schema, storage
 from t5x_lite.checkpoint import Checkpoints, JsonObject
 from t5x_lite.config import RunConfig
 from t5x_lite.data import tokenizer_files
@@ -27,7 +25,7 @@ from t5x_lite.models.spec import ModelSpec, model_spec
 from t5x_lite.objectives.special_tokens import CLS, SEP
 from t5x_lite.parallel.mesh import shape_structs, shardings
 from t5x_lite.plugins import load_plugins
-from t5x_lite.run_layout import CONFIG_FILE, HUGGINGFACE_CONFIG, LOCK_FILE, checkpoints_folder, is_step
+from t5x_lite.run_layout import CONFIG_FILE, HUGGINGFACE_CONFIG, checkpoints_folder, is_step
 
 logger = logging.getLogger(__name__)
 
@@ -363,34 +361,3 @@ def _spec_of_run(config: RunConfig, tokenizer: Tokenizer | None) -> ModelSpec:
     pieces = [tokenizer.piece(token) for token in range(tokenizer.vocab)]
     shape = (config.model.vocab, characters.length)
     return replace(spec, character_ids=CharacterIds.of(pieces, shape, begin, end))
-
-
-@contextmanager
-def lock_dir(folder: Path, locked_message: str, config_key: str = "") -> Iterator[None]:
-    """Create a folder and lock it against other jobs on this machine. The job's first process holds the lock.
-
-    On a file system without locks there is a warning, and no lock.
-
-    Args:
-        folder: the folder.
-        locked_message: the error raised if another job holds the lock.
-        config_key: the setting that names the folder, for the error raised if it cannot be created.
-
-    Raises:
-        UserError: another job holds the lock, or the folder cannot be created.
-    """
-    if jax.process_index() > 0:
-        yield
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock_file = (folder / LOCK_FILE).open("w")
-    except OSError as error:
-        name = f"{config_key} {folder}".lstrip()
-        raise UserError(f"{name}: cannot be created or written: {error.strerror}") from None
-    with lock_file:
-        try:
-            file_locks.lock_file(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: {locked_message}") from None
-        yield

@@ -4,6 +4,7 @@ import tempfile
 import traceback
 
 from t5x_lite.errors import UserError, one_line
+from t5x_lite.files import is_disk_full
 
 DEBUG_VARIABLE = "T5X_LITE_DEBUG"
 """Environment variable that shows tracebacks."""
@@ -25,6 +26,8 @@ def as_user_error(error: Exception) -> UserError | None:
         )
     if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
         return UserError(f"{error.filename}: {error.strerror}")
+    if isinstance(error, OSError) and is_disk_full(error):
+        return UserError(f"a file cannot be written: {reason}; make room on the disk and run the same command again")
     return None
 
 

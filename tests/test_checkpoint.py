@@ -6,6 +6,7 @@ import logging
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from jaxtyping import PyTree
 from t5x_lite.checkpoint import Checkpoints, SaveError, steps_to_keep
 from t5x_lite.checkpoint_config import CheckpointConfig
 from t5x_lite.errors import UserError
+from t5x_lite.manifest import find_damage
 from t5x_lite.run_layout import MANIFEST
 from tests.simulated_devices import simulated
 
@@ -144,6 +146,29 @@ def test_an_error_is_raised_if_all_checkpoints_are_damaged(tmp_path: Path) -> No
         os.truncate(largest_array_file(tmp_path, step), 10)
     with pytest.raises(UserError, match=r"no checkpoint is intact: step 4: .*; step 3: "):
         checkpoints.restore(shapes_of(make_state()))
+
+
+def test_a_damaged_step_that_was_asked_for_is_named_beside_the_others(tmp_path: Path) -> None:
+    checkpoints = save_steps(tmp_path, 3, 4)
+    os.truncate(largest_array_file(tmp_path, 4), 10)
+    with pytest.raises(UserError, match=r"the checkpoint of step 4: .*; other complete ones are: 3$"):
+        checkpoints.restore(shapes_of(make_state()), step=4)
+
+
+def test_a_checkpoint_that_is_deleted_while_it_is_read_is_replaced_by_a_newer_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = save_steps(tmp_path, 3)
+
+    def verify_late(path: Path) -> str | None:
+        damage = find_damage(path)
+        if path.name == "3":
+            save_steps(tmp_path, 4)
+            shutil.rmtree(tmp_path / "3")
+        return damage
+
+    monkeypatch.setattr("t5x_lite.checkpoint.find_damage", verify_late)
+    assert checkpoints.restore(shapes_of(make_state()))[0] == 4
 
 
 def test_a_folder_without_a_manifest_does_not_count_and_is_cleaned(tmp_path: Path) -> None:

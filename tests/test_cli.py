@@ -1,5 +1,6 @@
 """The command line as scripts and people use it."""
 
+import errno
 import json
 import os
 import re
@@ -234,7 +235,7 @@ def test_a_message_of_another_library_becomes_one_short_line() -> None:
     assert one_line(TimeoutError()) == "TimeoutError"
 
 
-def test_lack_of_memory_and_of_packages_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lack_of_memory_of_packages_and_of_space_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     for error, message in (
         (
             MemoryError("Unable to allocate 1 TiB"),
@@ -245,6 +246,7 @@ def test_lack_of_memory_and_of_packages_is_explained(capsys: pytest.CaptureFixtu
             "not enough memory (RESOURCE_EXHAUSTED",
         ),
         (ModuleNotFoundError("No module named 'gcsfs'", name="gcsfs"), "the Python package gcsfs is not installed"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; make room on the disk"),
     ):
 
         def fail(*_: object, error: Exception = error) -> int:

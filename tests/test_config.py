@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from t5x_lite import config, schema
+from t5x_lite.best_metric import seldom_ranked
 from t5x_lite.cli import main
 from t5x_lite.errors import UserError
 from t5x_lite.models.attention.kinds import AttentionKind, Dense, Local
@@ -620,6 +621,22 @@ def test_the_highest_loss_is_not_the_best(small: Path) -> None:
     child = small.with_name("child.yaml")
     child.write_text("base: [small.yaml, base/finetune_bert]\nadapt: null\n")
     assert message in load_error(child)
+
+
+@pytest.mark.parametrize(
+    ("eval_steps", "checkpoint_steps", "steps", "rare"),
+    [(5, 4, 60, True), (6, 4, 60, True), (4, 12, 60, False), (12, 4, 60, False), (5, 60, 60, False)],
+)
+def test_checkpoints_that_are_seldom_evaluated_are_told(
+    small: Path, eval_steps: int, checkpoint_steps: int, steps: int, rare: bool
+) -> None:
+    intervals = [f"eval.every_steps={eval_steps}", f"checkpoint.every_steps={checkpoint_steps}", f"train.steps={steps}"]
+    told = seldom_ranked(config.load(small, intervals))
+    assert (told is not None) == rare
+    if told is not None:
+        by_hand = [step for step in range(1, steps) if step % eval_steps == 0 and step % checkpoint_steps == 0]
+        assert f"among those of every {by_hand[0]} steps" in told
+        assert seldom_ranked(config.load(small, [*intervals, "checkpoint.keep_best=0"])) is None
 
 
 def test_a_problem_of_several_settings_is_where_the_command_line_has_set_one_of_them(small: Path) -> None:

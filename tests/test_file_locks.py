@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from t5x_lite.data.corpus_lock import lock_folder
-from t5x_lite.run_dir import lock_dir
+from t5x_lite.locked_folder import lock_dir
 from t5x_lite.sweep.process_pool import is_locked
 
 LOCKS: dict[str, Callable[[Path], AbstractContextManager[None]]] = {

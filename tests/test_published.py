@@ -535,6 +535,26 @@ def test_published_models_can_be_exported_as_their_family(name: str, model_type:
         assert find_model_type(model, None).name == model_type
 
 
+@pytest.mark.parametrize(
+    "setting", ["attention_dropout", "embedding_dropout", "variational_dropout", "pipeline_microbatches"]
+)
+def test_settings_of_training_alone_do_not_stand_in_the_way_of_an_export(setting: str) -> None:
+    values = {"variational_dropout": True, "pipeline_microbatches": 2}
+    settings = {
+        "layers": 2,
+        "embed": 16,
+        "heads": 2,
+        "vocab": 32,
+        "dropout": 0.1,
+        "positions": "rotary",
+        "norm": "rmsnorm",
+    }
+    model = ModelConfig.model_validate(
+        {**settings, "feedforward": "glu", "bias": False, "tied": False, setting: values.get(setting, 0.05)}
+    )
+    assert find_model_type(model, None).name == "llama"
+
+
 @pytest.mark.parametrize(("name", "obstacle"), [("gpt3/175b", "pattern"), ("gpt1/117m", "norm_place 'post'")])
 def test_a_model_that_transformers_lacks_is_refused_with_the_reason(name: str, obstacle: str) -> None:
     with pytest.raises(UserError, match=obstacle):

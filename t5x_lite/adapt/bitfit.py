@@ -18,7 +18,7 @@ class BitFit(AdaptationMethod):
 
     def first_trained_repeat(self, name: str, model: ModelConfig) -> int | None:
         """Train biases."""
-        if name.endswith(".bias"):
+        if name.endswith((".bias", ".hidden_bias")):
             return 0
         return None
 

@@ -14,9 +14,17 @@ from t5x_lite.errors import UserError, one_line
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.trees import unflatten_names
 
-COMPUTATION_AND_TRAINING = {"dropout", "init", "compute", "remat", "unroll", "kernel", "chunk"}
+DROPOUT = {
+    "dropout",
+    "attention_dropout",
+    "embedding_dropout",
+    "variational_dropout",
+    "weight_dropout",
+    "layer_dropout",
+}
+COMPUTATION_AND_TRAINING = {"init", "compute", "remat", "unroll", "kernel", "chunk", "pipeline_microbatches"}
 ROUTER_LOSSES_AND_BUFFERS = {"balance", "over", "z_loss", "jitter", "buffer", "update"}
-NOT_COMPARED = COMPUTATION_AND_TRAINING | ROUTER_LOSSES_AND_BUFFERS
+NOT_COMPARED = DROPOUT | COMPUTATION_AND_TRAINING | ROUTER_LOSSES_AND_BUFFERS
 """Names of settings that do not change what a trained model computes in evaluation."""
 COMPONENTS = ("positions", "norm", "feedforward")
 """Components that are replaced to compare the others."""

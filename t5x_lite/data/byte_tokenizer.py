@@ -44,7 +44,8 @@ class Bytes(Tokenizer):
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         token_ids = np.asarray(ids, np.int64)
-        utf8 = bytes((token_ids[token_ids >= self.first] - self.first).tolist())
+        is_byte = (token_ids >= self.first) & (token_ids < self.first + 256)
+        utf8 = bytes((token_ids[is_byte] - self.first).tolist())
         return utf8.decode("utf-8", errors="replace")
 
     def id_of(self, token: str) -> int | None:

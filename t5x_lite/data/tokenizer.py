@@ -255,8 +255,10 @@ class SentencePiece(Tokenizer):
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         token_ids = np.asarray(ids, np.int64)
-        # The library prints those that are no control pieces, as in mT5's file.
-        return self._processor.decode(token_ids[~np.isin(token_ids, self._sentinels)].tolist())
+        # The library prints sentinels that are no control pieces, as in mT5's file, and has no piece for an id beyond
+        # its vocabulary, which that of a model may exceed.
+        is_printed = (token_ids < self.vocab) & ~np.isin(token_ids, self._sentinels)
+        return self._processor.decode(token_ids[is_printed].tolist())
 
     def id_of(self, token: str) -> int | None:
         token_id = self._processor.piece_to_id(token)

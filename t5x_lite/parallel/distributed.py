@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 
 from t5x_lite import local_copies
 from t5x_lite.errors import ProcessLost, UserError
+from t5x_lite.parallel.job_environment import check_coordinator
 from t5x_lite.storage import absolute, join
 
 HEARTBEAT_SECONDS = 2.0
@@ -46,6 +47,7 @@ def initialize(cache_dir: str) -> None:
     Slurm, Open MPI, a TPU pod, GKE. `JAX_COMPILATION_CACHE_DIR` names another cache.
     """
     if "JAX_COORDINATOR_ADDRESS" in os.environ:
+        check_coordinator("JAX_COORDINATOR_ADDRESS", os.environ["JAX_COORDINATOR_ADDRESS"])
         processes = _read_number("JAX_NUM_PROCESSES")
         process_id = _read_number("JAX_PROCESS_ID")
         if not 0 <= process_id < processes:
@@ -78,9 +80,18 @@ def _read_number(variable: str) -> int:
 
 
 def _is_in_cluster() -> bool:
-    """Return whether this process is one of several that a cluster has started."""
-    for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"):
+    """Return whether this process is one of several that a cluster has started.
+
+    Raises:
+        UserError: a Slurm job has several tasks, and this process is none of them.
+    """
+    for name in ("OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS"):
         if name in os.environ and _read_number(name) > 1:
+            if name == "SLURM_NTASKS" and "SLURM_STEP_NODELIST" not in os.environ:
+                raise UserError(
+                    f"SLURM_NTASKS is {os.environ[name]}, and srun has not started this process, which cannot find the "
+                    "others; start it by srun, or unset SLURM_NTASKS for a single process"
+                )
             return True
     if "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
         return True

@@ -29,7 +29,8 @@ def set_job_environment(coordinator: str | None, num_processes: int | None, proc
     It also has JAX take most of the memory of each GPU; see `reserve_gpu_memory`.
 
     Raises:
-        UserError: some of them are None, or the process's number is not below the number of processes.
+        UserError: some of them are None, the coordinator is not HOST:PORT, or the process's number is not below the
+            number of processes.
     """
     reserve_gpu_memory()
     values = [coordinator, num_processes, process_id]
@@ -40,6 +41,22 @@ def set_job_environment(coordinator: str | None, num_processes: int | None, proc
             "--coordinator, --num-processes and --process-id belong together, and process ids are 0 to one less than "
             f"their number; found {coordinator}, {num_processes} and {process_id}"
         )
+    check_coordinator("--coordinator", coordinator)
     os.environ["JAX_COORDINATOR_ADDRESS"] = coordinator
     os.environ["JAX_NUM_PROCESSES"] = str(num_processes)
     os.environ["JAX_PROCESS_ID"] = str(process_id)
+
+
+def check_coordinator(source: str, address: str) -> None:
+    """Refuse the address of a coordinator without a host or a port.
+
+    Args:
+        source: the option or environment variable that has it.
+        address: the address.
+
+    Raises:
+        UserError: it is not HOST:PORT.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise UserError(f"{source} {address}: is not HOST:PORT, such as 10.0.0.1:8476")

@@ -26,9 +26,9 @@ def share_stable_phases(sweep: Sweep, runs: Sequence[PlannedRun]) -> list[Planne
     if all(len(group) == 1 for group in groups):
         raise UserError("branches: no two runs of the sweep differ in train.steps alone (batch by rule? derived keys?)")
     shared = []
-    for group in groups:
+    for name, group in zip(_trunk_names(groups), groups, strict=True):
         decay_starts = _decay_starts(group)
-        trunk = _make_trunk(sweep, group, decay_starts)
+        trunk = _make_trunk(sweep, name, group, decay_starts)
         shared.append(trunk)
         for run in group:
             shared.append(_make_branch(run, trunk, decay_starts[run.name]))
@@ -65,11 +65,24 @@ def _decay_starts(group: Sequence[PlannedRun]) -> dict[str, int]:
     return starts
 
 
-def _make_trunk(sweep: Sweep, group: Sequence[PlannedRun], decay_starts: dict[str, int]) -> PlannedRun:
+def _trunk_names(groups: Sequence[Sequence[PlannedRun]]) -> list[str]:
+    """Return the name of each group's trunk: what the names of its runs share, which more runs do not change."""
+    shared = []
+    for group in groups:
+        parts = zip(*(run.name.split("-") for run in group), strict=False)
+        shared.append("-".join(of_runs[0] for of_runs in parts if len(set(of_runs)) == 1))
+    names = []
+    for common, group in zip(shared, groups, strict=True):
+        name = common
+        if shared.count(common) > 1:
+            name = min(group, key=lambda run: run.steps).name
+        names.append(f"{name}-trunk".lstrip("-"))
+    return names
+
+
+def _make_trunk(sweep: Sweep, name: str, group: Sequence[PlannedRun], decay_starts: dict[str, int]) -> PlannedRun:
     """Return the stable phase of the longest run."""
     longest = _longest(group)
-    shortest = min(group, key=lambda run: run.steps)
-    name = f"{shortest.name}-trunk"
     steps = decay_starts[longest.name]
     overrides = {
         **longest.overrides,

@@ -14,8 +14,9 @@ from t5x_lite.evaluate.cached_evaluation import cache_file
 from t5x_lite.evaluate.command import EvaluationRequest, choose_evaluators, parse_request
 from t5x_lite.evaluate.evaluators import Evaluator
 from t5x_lite.local_copies import with_urls
+from t5x_lite.locked_folder import lock_dir
 from t5x_lite.progress import print_line
-from t5x_lite.run_dir import lock_dir, open_run
+from t5x_lite.run_dir import open_run
 from t5x_lite.storage import file_exists
 from t5x_lite.sweep.config import SweepConfig, load
 from t5x_lite.sweep.evaluation_pool import run_evaluations

@@ -10,9 +10,10 @@ from t5x_lite import config as configuration
 from t5x_lite import schema, storage
 from t5x_lite.errors import UserError
 from t5x_lite.local_copies import check_writable, local_file, uploading, with_urls
+from t5x_lite.locked_folder import lock_dir
 from t5x_lite.progress import format_duration, format_si, print_line, print_table
-from t5x_lite.run_dir import describe_changes, lock_dir
-from t5x_lite.run_layout import CONFIG_FILE, checkpoints_folder, has_checkpoint
+from t5x_lite.run_dir import describe_changes
+from t5x_lite.run_layout import CONFIG_FILE, checkpoints_folder, has_checkpoint, newest_checkpoint
 from t5x_lite.sweep.clusters import launch_script, submit_to_gke, submit_to_slurm, tpu_vm_command
 from t5x_lite.sweep.config import Sweep
 from t5x_lite.sweep.grid import expand
@@ -44,8 +45,8 @@ def start(sweep: Sweep, *, yes: bool, environment: Mapping[str, str], estimate: 
         The exit code.
 
     Raises:
-        UserError: the sweep is not valid, its bucket cannot be written, a run directory has a run of another config, or
-            another process runs the sweep.
+        UserError: the sweep is not valid, its bucket cannot be written, a run directory has a run of another config, a
+            trunk is past a step from which a run would branch off, or another process runs the sweep.
     """
     runs = expand(sweep)
     if sweep.config.where != "local":
@@ -59,6 +60,7 @@ def start(sweep: Sweep, *, yes: bool, environment: Mapping[str, str], estimate: 
         console = Console(stderr=True)
         states = {run.name: current_state(run, log) for run in runs}
         missing = [run for run in runs if states[run.name] not in FINAL_STATES]
+        check_trunks(missing, runs)
         seconds = estimate(sweep, missing, environment, console) if missing else {}
         show_plan(sweep, runs, states, seconds)
         if not missing:
@@ -89,6 +91,37 @@ def check_configs(runs: Sequence[PlannedRun]) -> None:
                 f"{run.run_dir}: belongs to a run with another config: {changes}; give the sweep another `dir` or "
                 "name, or delete the run"
             )
+
+
+def check_trunks(missing: Sequence[PlannedRun], runs: Sequence[PlannedRun]) -> None:
+    """Refuse a run whose trunk is past the step to branch off, and has kept no checkpoint of it.
+
+    That is so if the run was added to a sweep that has begun.
+
+    Args:
+        missing: the runs that are to be started.
+        runs: all runs.
+
+    Raises:
+        UserError: names the first such run and its trunk.
+    """
+    trunks = {run.name: run for run in runs if run.trunk}
+    for run in missing:
+        if run.after is None or newest_checkpoint(_checkpoints_of(run)) is not None:
+            continue
+        trunk = trunks[run.after]
+        folder = _checkpoints_of(trunk)
+        step = int(str(run.overrides["branch.step"]))
+        if (newest_checkpoint(folder) or 0) > step and not has_checkpoint(folder, step):
+            raise UserError(
+                f"run {run.name}: branches off step {step}, of which its trunk has kept no checkpoint: {folder}; give "
+                "the sweep another `dir` or name, or delete the trunk, which is then trained again"
+            )
+
+
+def _checkpoints_of(run: PlannedRun) -> str:
+    folder = configuration.load(run.config, run.words).checkpoint.folder
+    return storage.expand(checkpoints_folder(run.run_dir, folder))
 
 
 def _confirm(num_runs: int) -> bool:

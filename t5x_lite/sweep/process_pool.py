@@ -90,15 +90,19 @@ class ProcessPool:
         with handle_signals(self.slots.stop, signal.SIGINT, signal.SIGTERM), self.progress:
             total_flops = sum(run.computed_flops for run in runs)
             overall_task = self.progress.add_task(self.sweep.name, total=total_flops, at=f"0/{len(runs)}")
-            while self.running or (self.pending and not self.slots.stop_requested):
-                self._start_pending()
-                time.sleep(POLL_SECONDS)
-                ended = self.slots.take_ended()
-                for job in list(self.running):
-                    if job.process in ended:
-                        self._finish(job)
-                self._read_metrics()
-                self._show_progress(overall_task, runs)
+            try:
+                while self.running or (self.pending and not self.slots.stop_requested):
+                    self._start_pending()
+                    time.sleep(POLL_SECONDS)
+                    ended = self.slots.take_ended()
+                    for job in list(self.running):
+                        if job.process in ended:
+                            self._finish(job)
+                    self._read_metrics()
+                    self._show_progress(overall_task, runs)
+            except BaseException:
+                self.slots.stop()  # the runs save their states and end: nobody would write down theirs
+                raise
         not_done = sorted(run.name for run in runs if self.final_states.get(run.name) != "done")
         summary = f"{len(runs) - len(not_done)} of {len(runs)} runs are done"
         if not_done:

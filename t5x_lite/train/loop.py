@@ -10,15 +10,16 @@ from jax.sharding import Mesh
 from t5x_lite.config import RunConfig
 from t5x_lite.data.training_data import ExampleSequence, TrainingData
 from t5x_lite.local_copies import local_path, uploading
+from t5x_lite.locked_folder import lock_dir
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.distributed import abort_together, stop_requests
 from t5x_lite.progress import format_duration
-from t5x_lite.run_dir import Run, lock_dir, new_run
+from t5x_lite.run_dir import Run, new_run
 from t5x_lite.train.display import Display
 from t5x_lite.train.divergence import recorded_divergence
 from t5x_lite.train.goodput import Goodput
 from t5x_lite.train.hooks import HookRunner, hooks_of_run
-from t5x_lite.train.job import open_job
+from t5x_lite.train.job import Job, open_job
 from t5x_lite.train.learning_rates import LearningRates
 from t5x_lite.train.model_summary import summarise_model
 from t5x_lite.train.monitor import LossSpike, StepMonitor
@@ -46,24 +47,26 @@ def train(config: RunConfig) -> tuple[Run, bool]:
         UserError: invalid input, before anything is written; a checkpoint that cannot be saved.
         Diverged: the loss was not finite for too many steps, or rose suddenly too often.
     """
-    job = open_job(config)
     locked_message = "another process trains this run; wait for it or give another run_dir"
-    with (
-        lock_dir(local_path(str(config.run_dir)), locked_message, "run_dir"),
-        jax.set_mesh(job.mesh),
-        stop_requests() as stop,
-    ):
-        run = new_run(job.config, job.tokenizer)
-        with uploading(), Display(config.train.steps, enabled=jax.process_index() == 0) as display:
-            for notice in job.notices(run.folder):
-                display.print(notice)
-            meshes.check_sharded(job.mesh, run.spec.axes, run.spec.shapes)
-            steps = make_steps(run.config, run.spec, job.mesh)
-            trainer = Trainer(run, job.data, job.examples, job.mesh, steps, display)
-            # Closing the checkpoints waits for a save, and so for a process that may be lost: it is inside.
-            with closing(run.checkpoints) as checkpoints, abort_together(), recorded_divergence(str(config.run_dir)):
-                store = StateStore(run, job.mesh, steps, checkpoints, job.data.hashes, display.print)
-                return run, trainer.run(store, stop)
+    # Before the data, whose preparation may take hours: another start in the meantime must know of this one.
+    with lock_dir(local_path(str(config.run_dir)), locked_message, "run_dir"):
+        job = open_job(config)
+        with jax.set_mesh(job.mesh), stop_requests() as stop:
+            return _train_job(job, stop)
+
+
+def _train_job(job: Job, stop: Callable[[], bool]) -> tuple[Run, bool]:
+    run = new_run(job.config, job.tokenizer)
+    with uploading(), Display(job.config.train.steps, enabled=jax.process_index() == 0) as display:
+        for notice in job.notices(run.folder):
+            display.print(notice)
+        meshes.check_sharded(job.mesh, run.spec.axes, run.spec.shapes)
+        steps = make_steps(run.config, run.spec, job.mesh)
+        trainer = Trainer(run, job.data, job.examples, job.mesh, steps, display)
+        # Closing the checkpoints waits for a save, and so for a process that may be lost: it is inside.
+        with closing(run.checkpoints) as checkpoints, abort_together(), recorded_divergence(str(job.config.run_dir)):
+            store = StateStore(run, job.mesh, steps, checkpoints, job.data.hashes, display.print)
+            return run, trainer.run(store, stop)
 
 
 class Trainer:

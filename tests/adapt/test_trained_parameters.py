@@ -68,6 +68,7 @@ NO_BIAS = {"layers": 1, "embed": 8, "heads": 2, "vocab": 10, "bias": False, "nor
         {"pattern": [{"mixer": {"rg_lru": {"width": 8, "blocks": 2}}}]},
         {"pattern": [{"mixer": {"mamba2": {"head_dim": 8, "state": 4}}}]},
         {"pattern": [{"mixer": "lstm"}]},
+        {"pattern": [{"mixer": "gru"}]},
     ],
 )
 def test_bitfit_is_refused_if_there_is_no_bias_at_all(settings: dict[str, Any]) -> None:
@@ -79,6 +80,17 @@ def test_bitfit_is_refused_if_there_is_no_bias_at_all(settings: dict[str, Any]) 
     else:
         with pytest.raises(ValueError, match="this model has no biases"):
             BitFit().check(model)
+
+
+def test_both_biases_of_a_gru_train() -> None:
+    """PyTorch's `bias_ih` and `bias_hh`, in an encoder of one layer that reads in one direction."""
+    settings = {"family": "encoder", "outputs": ["tokens"], "pattern": [{"mixer": "gru"}], "bias": True}
+    model = ModelConfig.model_validate({**NO_BIAS, **settings})
+    trained = []
+    for name in flatten_names(model_spec(model).shapes):
+        if ".mixer." in name and BitFit().first_trained_repeat(name, model) == 0:
+            trained.append(name.rpartition(".")[2])
+    assert sorted(trained) == ["bias", "hidden_bias"]
 
 
 def test_the_outputs_train_with_the_top_layers() -> None:

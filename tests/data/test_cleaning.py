@@ -146,6 +146,39 @@ def test_an_interrupted_preparation_continues_with_the_same_result(
     assert contents(again) == files
 
 
+@pytest.mark.parametrize("name", ["000000.dropped.npz", "000000.filtered.npz", "000000.filtered.json"])
+@pytest.mark.parametrize("is_lost", [True, False], ids=["lost", "cut"])
+def test_damaged_files_of_an_interrupted_preparation_are_named(
+    tiny_config: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    is_lost: bool,
+) -> None:
+    write_jsonl(tmp_path / "0.jsonl", [PAGE, PAGE, PAGE.replace("fox", "cat")])
+    words = [f"data.files={tmp_path}/*.jsonl", f"data.cache_dir={tmp_path}/cache", *SETTINGS, "data.cleaning=[exact]"]
+    function = "_tokenise_missing" if "dropped" in name else "deduplicate_units"
+
+    def stop(*arguments: object) -> None:
+        raise UserError("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"t5x_lite.data.prepare.{function}", stop)
+        assert main(["prepare", str(tiny_config), *words]) == 2
+    (folder,) = (tmp_path / "cache").iterdir()
+    path = folder / name
+    if is_lost and name.endswith(".npz"):
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-9])
+    capsys.readouterr()
+    assert main(["prepare", str(tiny_config), *words]) == 2
+    error = capsys.readouterr().err
+    assert f"{path}: is damaged" in error
+    assert f"delete {folder}" in error
+
+
 def test_separate_validation_text_is_not_cleaned(
     tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -54,6 +54,13 @@ def test_special_ids_and_size_are_t5s(trained: dict[str, SentencePiece]) -> None
     assert trained["bpe"].vocab == 600
 
 
+def test_ids_by_which_a_model_has_more_than_the_tokenizer_are_not_printed(trained: dict[str, SentencePiece]) -> None:
+    """T5's models have 32,128 rows for 32,100 pieces, ByT5's 384 for 259 (Raffel et al. 2020; Xue et al. 2022)."""
+    for model in (trained["unigram"], trained["bpe"], Bytes()):
+        ids = model.encode("a text")
+        assert model.decode([*ids, model.vocab, *ids, model.vocab + 27]) == model.decode([*ids, *ids])
+
+
 def test_text_cannot_forge_a_sentinel_or_the_end(trained: dict[str, SentencePiece]) -> None:
     model = trained["unigram"]
     ids = model.encode("<extra_id_0> </s> <pad>")

@@ -383,6 +383,17 @@ def test_a_checkpoint_folder_that_cannot_be_written_ends_all_processes(tiny_conf
 def test_the_three_options_of_a_process_belong_together(tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(tiny_config), "--coordinator", "127.0.0.1:1", "--num-processes", "2"]) == 2
     assert "belong together" in capsys.readouterr().err
+    words = ["--coordinator", "localhost", "--num-processes", "1", "--process-id", "0"]
+    assert main(["train", str(tiny_config), *words]) == 2
+    assert "--coordinator localhost: is not HOST:PORT" in capsys.readouterr().err
+
+
+def test_a_task_of_slurm_that_srun_has_not_started_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a batch script with --ntasks=2, Slurm sets these variables for a program that srun does not start."""
+    for name, value in {"JOB_ID": "7", "NTASKS": "2", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    with pytest.raises(UserError, match="SLURM_NTASKS is 2, and srun has not started this process"):
+        distributed.initialize("cache")
 
 
 @pytest.mark.parametrize(
@@ -391,6 +402,7 @@ def test_the_three_options_of_a_process_belong_together(tiny_config: Path, capsy
         ({}, "JAX_COORDINATOR_ADDRESS is set, and JAX_NUM_PROCESSES is not; set both, or neither"),
         ({"JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"}, "JAX_NUM_PROCESSES=two is not a number"),
         ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"}, "JAX_PROCESS_ID 2: of 2 processes"),
+        ({"JAX_COORDINATOR_ADDRESS": "host"}, "JAX_COORDINATOR_ADDRESS host: is not HOST:PORT"),
     ],
 )
 def test_numbers_of_processes_that_are_none_are_refused(

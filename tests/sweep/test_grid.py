@@ -144,6 +144,16 @@ def test_branches_leave_a_trunk_where_their_decay_begins(make_sweep: SweepFactor
     assert flops == pytest.approx(flops_without_sharing * (30 + 3 + 5 + 10) / 72)
 
 
+def test_a_trunk_keeps_its_name_where_runs_are_added(make_sweep: SweepFactory) -> None:
+    schedule = {"optimizer.schedule": {"wsd": {"decay": 0.25}}, "optimizer.warmup_steps": 2}
+    for steps in ([20, 40], [12, 20, 40, 80]):
+        axes = {"length": {"train.steps": steps}, "size": {"model.embed": [16, 32]}}
+        runs = expand(make_sweep(axes=axes, set=schedule, branches=True))
+        assert [run.name for run in runs if run.trunk] == ["embed16-trunk", "embed32-trunk"]
+    axes = {"length": {"train.steps": [20, 40]}}
+    assert expand(make_sweep(axes=axes, set=schedule, branches=True))[0].name == "trunk"
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

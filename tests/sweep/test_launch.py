@@ -9,7 +9,7 @@ import yaml
 
 from t5x_lite import config as configuration
 from t5x_lite.errors import UserError
-from t5x_lite.run_dir import lock_dir
+from t5x_lite.locked_folder import lock_dir
 from t5x_lite.sweep import launch
 from t5x_lite.sweep.clusters import REPOSITORY
 from t5x_lite.sweep.config import Sweep, load
@@ -116,6 +116,29 @@ def test_a_run_without_validation_loss_is_complete_but_no_point_of_a_law(sweep: 
     assert len(finished_runs(sweep.folder)[0]) == 3
     with pytest.raises(UserError, match="no run is complete and has a validation loss"):
         read_runs(sweep.folder)
+
+
+def test_a_run_that_would_branch_off_before_what_its_trunk_has_kept_is_refused(make_sweep: SweepFactory) -> None:
+    schedule = {"optimizer.schedule": {"wsd": {"decay": 0.25}}, "optimizer.warmup_steps": 2}
+    sweep = make_sweep(axes={"length": {"train.steps": [12, 20, 40]}}, set=schedule, branches=True)
+    runs = expand(sweep)
+    trunk, *branches = runs
+
+    def save(step: int) -> None:
+        folder = Path(trunk.run_dir) / "checkpoints" / str(step)
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text("{}")
+
+    launch.check_trunks(branches, runs)
+    save(9)
+    save(14)
+    launch.check_trunks(branches, runs)
+    save(30)
+    launch.check_trunks([run for run in branches if run.steps != 20], runs)
+    with pytest.raises(
+        UserError, match=r"run steps20: branches off step 15, of which its trunk has kept no checkpoint"
+    ):
+        launch.check_trunks(branches, runs)
 
 
 @pytest.mark.parametrize("place", ["config", "override"])

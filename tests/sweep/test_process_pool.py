@@ -161,6 +161,19 @@ def test_a_request_to_stop_reaches_every_run_and_no_other_starts(sweep: Sweep, m
     }
 
 
+def test_an_error_of_the_sweep_ends_its_runs(make_pool: PoolFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the disk of its status log is full."""
+    pool, runs = make_pool("wait", "wait", "succeed")
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(pool, "_read_metrics", fail)
+    with pytest.raises(OSError, match="no space"):
+        pool.run(runs, {})
+    assert [job.process.popen.wait(timeout=20) == 0 for job in pool.running] == [False, False]
+
+
 def test_a_run_that_starts_while_a_stop_is_asked_for_is_ended(make_pool: PoolFactory) -> None:
     """The signal arrives between the start of the process and its place in the list of running ones."""
     pool, runs = make_pool("wait", "wait", "wait")

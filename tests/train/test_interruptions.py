@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from t5x_lite.errors import STOPPED
-from t5x_lite.run_dir import lock_dir, open_run
+from t5x_lite.locked_folder import lock_dir
+from t5x_lite.run_dir import open_run
 from tests.conftest import lines
 from tests.train.whole_runs import assert_same_weights, train, train_command
 
@@ -116,5 +117,11 @@ def test_a_second_process_cannot_train_the_same_run(
     tiny_config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with lock_dir(tmp_path, "locked by this test"):
-        assert train(tiny_config, tmp_path) == 2
+        # The lock comes before the data, whose preparation may take hours.
+        assert train(tiny_config, tmp_path, f"data.files={tmp_path}/missing.txt") == 2
     assert "another process trains this run" in capfd.readouterr().err
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder(tiny_config: Path, tmp_path: Path) -> None:
+    assert train(tiny_config, tmp_path / "run", f"data.files={tmp_path}/missing.txt") == 2
+    assert not (tmp_path / "run").exists()

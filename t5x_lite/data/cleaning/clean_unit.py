@@ -24,7 +24,7 @@ from t5x_lite.data.cleaning.contamination import TEXT_CHARACTERS, Overlap
 from t5x_lite.data.cleaning.deduplication import Deduplication
 from t5x_lite.data.cleaning.sentences import SentenceSpans, remove_sentences
 from t5x_lite.data.cleaning.text_filter import FilteredText, TextFilter
-from t5x_lite.data.corpus_files import load_arrays, save_arrays
+from t5x_lite.data.corpus_files import CorpusFiles, load_arrays, save_arrays
 from t5x_lite.data.sources import Unit
 from t5x_lite.errors import UserError
 from t5x_lite.schema import component_name
@@ -178,9 +178,13 @@ def cleaned_documents(job: CleaningJob, folder: str) -> Iterator[tuple[str, str]
     """Yield the file and the text of each document of a unit that is not dropped, in order.
 
     Raises:
-        UserError: the text has changed since the filters ran.
+        UserError: the text has changed since the filters ran, or the file of the dropped documents is damaged.
     """
-    arrays = load_arrays(dropped_file(folder, job.name))
+    name = dropped_file(folder, job.name)
+    try:
+        arrays = load_arrays(name)
+    except ValueError as error:
+        raise CorpusFiles(folder).damaged(name, str(error)) from None
     is_dropped = arrays["is_dropped"]
     removed = _group_by_document(arrays)
     documents = 0

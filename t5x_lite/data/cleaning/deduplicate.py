@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, NonNegativeInt
@@ -22,7 +23,7 @@ from t5x_lite.data.cleaning.contamination import ContaminationReport, Overlap, r
 from t5x_lite.data.cleaning.decontaminate import Decontaminate
 from t5x_lite.data.cleaning.deduplication import DuplicateIndex
 from t5x_lite.data.cleaning.sentences import SentenceSpans
-from t5x_lite.data.corpus_files import load_arrays, save_arrays
+from t5x_lite.data.corpus_files import CorpusFiles, load_arrays, save_arrays
 from t5x_lite.errors import UserError, one_line
 from t5x_lite.storage import delete_file, file_exists, join, list_names, read_bytes, write_bytes
 
@@ -77,6 +78,7 @@ def deduplicate_units(jobs: Sequence[CleaningJob], folder: str) -> None:
     The report is written last, and marks the end.
 
     Raises:
+        UserError: a file of the filters is damaged.
         OSError: a file that cannot be written.
     """
     settings = [{step_name(step): step.model_dump(mode="json")} for step in jobs[0].steps]
@@ -87,7 +89,7 @@ def deduplicate_units(jobs: Sequence[CleaningJob], folder: str) -> None:
     removals: Counter[str] = Counter()
     overlaps: list[Overlap] = []
     for job in jobs:
-        counts = json.loads(read_bytes(counts_file(folder, job.name)))
+        counts, unit = _read_filtered(job, folder)
         report.documents += counts["documents"]
         report.text_bytes += counts["text_bytes"]
         dropped.update(counts["dropped"])
@@ -95,7 +97,6 @@ def deduplicate_units(jobs: Sequence[CleaningJob], folder: str) -> None:
         overlaps.extend(counts.get("overlaps", ()))
         for rule, examples in counts["examples"].items():
             report.examples[rule] = [*report.examples.get(rule, ()), *examples][:EXAMPLES]
-        unit = _Unit(load_arrays(arrays_file(folder, job.name)))
         for name, index in indexes:
             dropped[f"{name}.duplicates"] += unit.drop_duplicates(name, index)
         for name, span_index in span_indexes:
@@ -110,6 +111,21 @@ def deduplicate_units(jobs: Sequence[CleaningJob], folder: str) -> None:
         if isinstance(step, Decontaminate):
             report.contamination = report_contamination(step, overlaps)
     write_bytes(join(folder, REPORT_FILE), json.dumps(report.model_dump(mode="json"), indent=1) + "\n")
+
+
+def _read_filtered(job: CleaningJob, folder: str) -> tuple[dict[str, Any], "_Unit"]:
+    """Return the counts and the documents of a unit whose filters have run.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    name = counts_file(folder, job.name)
+    try:
+        counts = json.loads(read_bytes(name))
+        name = arrays_file(folder, job.name)
+        return counts, _Unit(load_arrays(name))
+    except (OSError, ValueError) as error:
+        raise CorpusFiles(folder).damaged(name, str(error)) from None
 
 
 class _Unit:

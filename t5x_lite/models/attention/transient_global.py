@@ -20,6 +20,7 @@ from t5x_lite.models.attention.context import (
     PartialAttention,
     TokenPositions,
 )
+from t5x_lite.models.attention.flash_tiles import diagonal_tiles
 from t5x_lite.models.attention.kinds import TransientGlobal
 from t5x_lite.models.attention.kinds.shapes import BooleanArray, PositionArray
 from t5x_lite.models.attention.layer import Attention
@@ -125,7 +126,7 @@ class TransientGlobalAttention(Attention):
         value = self.value(global_states)
         bias = None
         if context.global_bias is not None:
-            bias = context.global_bias(jnp.arange(-count, count + 1))
+            bias = context.global_bias(jnp.arange(1 - count, count + 1))
         dropout_keys = None
         if dropout_key is not None:
             dropout_keys = jax.random.split(dropout_key, rows)
@@ -159,7 +160,7 @@ def _attend_to_global_tokens(
 
     Args:
         rows: queries, keys, values, blocks, segments of the queries, and dropout keys of the rows of a device.
-        bias: of each offset in blocks, from -count to count.
+        bias: of each offset in blocks, from 1 - count to count.
         settings: settings of the attention.
     """
     limits = settings.limits
@@ -167,7 +168,8 @@ def _attend_to_global_tokens(
     settings = replace(settings, limits=replace(limits, chunk_bytes=chunk_bytes))
     offset_bias = None
     if bias is not None:
-        offset_bias = partial(_bias_at, bias)
+        of_blocks = diagonal_tiles(bias, bias.shape[1] // 2)[:, 0]
+        offset_bias = partial(_bias_of_queries, of_blocks)
 
     def attend_row(
         query: Array, key: Array, value: Array, row: DocumentBlocks, segment_ids: Array, dropout_key: Array | None
@@ -185,9 +187,13 @@ def _attend_to_global_tokens(
     return jax.vmap(attend_row)(*rows)
 
 
-def _bias_at(bias: Float[Array, "h offsets"], offset: Int[Array, "..."]) -> Float[Array, "h ..."]:
-    count = bias.shape[1] // 2
-    return bias[:, offset + count]
+def _bias_of_queries(of_blocks: Float[Array, "h g g"], offset: Int[Array, "l g"]) -> Float[Array, "h l g"]:
+    """Return the rows of the queries' blocks; TPUs copy a row many times faster than they look up its offsets.
+
+    A token without a block, which attends to no global token, has the last row.
+    """
+    block = -offset[:, 0]
+    return of_blocks[:, jnp.minimum(block, of_blocks.shape[1] - 1)]
 
 
 jax.tree_util.register_dataclass(DocumentBlocks)
