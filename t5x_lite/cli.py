@@ -170,7 +170,7 @@ def prepare(options: argparse.Namespace, overrides: list[str]) -> int:
             "prepare: the records of `tasks` are tokenised while they are read; there is nothing to prepare"
         )
     from t5x_lite.data.open_data import prepare_sources
-    from t5x_lite.data.prepare_report import prepared_as_json, print_prepared
+    from t5x_lite.data.prepare_report import empty_splits, prepared_as_json, print_prepared
     from t5x_lite.run_data import open_tokenizer, pipeline_settings
 
     trained_tokenizer = open_tokenizer(config)
@@ -179,6 +179,8 @@ def prepare(options: argparse.Namespace, overrides: list[str]) -> int:
         print(json.dumps(prepared_as_json(prepared)))
     else:
         print_prepared(prepared)
+    for line in empty_splits(prepared):
+        print(line, file=sys.stderr)
     return 0
 
 

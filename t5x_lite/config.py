@@ -6,7 +6,7 @@ imports JAX, so that a wrong config is rejected before any device or file is tou
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from t5x_lite import schema
 from t5x_lite.adapt import ADAPTATIONS, AdaptationMethod, Full
@@ -73,6 +73,8 @@ class BranchConfig(Config):
 
 class RunConfig(Config):
     """A whole run."""
+
+    help_command: ClassVar[str] = "t5x-lite train --help-config"
 
     run_dir: str | None = setting(
         None,

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -66,6 +67,24 @@ class Run:
     def checkpoints(self) -> Checkpoints:
         """The run's checkpoints."""
         return _checkpoints_of(self.config, self.config.run_dir)
+
+    def check_checkpoint(self, setting: str = "", step: int | None = None) -> None:
+        """Refuse a run without a checkpoint, or without that of `step`, before another run needs it.
+
+        Args:
+            setting: the setting that names the run, for the message.
+            step: a particular checkpoint.
+
+        Raises:
+            UserError: there is none.
+        """
+        name = f"{setting} {self.config.run_dir}".lstrip()
+        with closing(self.checkpoints) as checkpoints:
+            steps = checkpoints.steps()
+        if not steps:
+            raise UserError(f"{name}: has no checkpoint yet; train it first")
+        if step is not None and step not in steps:
+            raise UserError(f"{name}: has no checkpoint of step {step}; complete ones are {', '.join(map(str, steps))}")
 
     def results_folder(self, step: int) -> Path:
         """Return the folder of the results of evaluations at a step."""

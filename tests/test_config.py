@@ -147,7 +147,7 @@ def test_a_resolved_config_repeats_the_run(small: Path) -> None:
             ("eval.evaluators.1.perplexity.windo", "`eval.evaluators.1.perplexity.window`"),
         ),
         ("model.pattern=[{attentoin: dense}]", ("model.pattern.0.attentoin", "`model.pattern.0.attention`")),
-        ("model.pattern=[{colour: red}]", ("`--help-config` lists the keys of `model.pattern.N`",)),
+        ("model.pattern=[{colour: red}]", ("`t5x-lite train --help-config` lists the keys of `model.pattern.N`",)),
         ("model.pattern=[]", ("`model.pattern` is []: expected a list with at least 1 item",)),
         ("data.validation_split=test", ("validation_split=test is for TFDS and data sets of the Hub",)),
         ("data.split=test", ("split=test is for TFDS and data sets of the Hub",)),
@@ -434,6 +434,10 @@ def test_replicas_do_not_sum_once_in_a_step_what_needs_all_rows(name: str, overr
     config.load(name, overrides)
     with pytest.raises(UserError, match=message):
         config.load(name, [*overrides, "train.data_reduction=step"])
+
+
+def test_a_misspelt_group_is_of_the_command_line(small: Path) -> None:
+    assert load_error(small, "trian.steps=5") == "command line: unknown key `trian`; did you mean `train`?"
 
 
 def test_bases_that_are_shared_are_read_once(small: Path, tmp_path: Path) -> None:

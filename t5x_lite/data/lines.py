@@ -1,5 +1,6 @@
 """Lines of a text file or of a part of one, with their places for error messages."""
 
+import json
 from collections.abc import Iterator
 from functools import partial
 
@@ -93,3 +94,10 @@ def line_location(path: str, number: int, offset: int, begins_at: int) -> str:
     if begins_at:
         number = 1 + count_lines(path, offset)
     return f"{path}:{number}"
+
+
+def json_problem(error: ValueError | RecursionError) -> str:
+    """Return why a line is not JSON, with the column; the decoder's own message would call every line the first."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg.removesuffix(' at')}, column {error.colno}"
+    return str(error)  # nested too deeply, or a number of too many digits

@@ -58,6 +58,19 @@ def print_prepared(prepared: Sequence[PreparedSource]) -> None:
         print(f"{source.name}: {source.folder}")
 
 
+def empty_splits(prepared: Sequence[PreparedSource]) -> list[str]:
+    """Return a line for each split of a source that fills no row, of which `train` would refuse a run."""
+    lines = []
+    for source in prepared:
+        for split, statistics in source.statistics.items():
+            if not statistics.rows:
+                lines.append(
+                    f"{source.name}: its {split} text of {statistics.tokens:,} tokens fills no row of train.seq_len; a "
+                    "run needs more text, or a shorter train.seq_len"
+                )
+    return lines
+
+
 def _print_cleaning(source: PreparedSource, report: CleaningReport) -> None:
     """Print a table of the rules that dropped documents or removed lines, the most frequent first."""
     rows = []

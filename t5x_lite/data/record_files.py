@@ -13,7 +13,7 @@ from t5x_lite.data.files import (
     open_parquet,
     parquet_rows,
 )
-from t5x_lite.data.lines import decode_utf8, located_lines
+from t5x_lite.data.lines import decode_utf8, json_problem, located_lines
 from t5x_lite.errors import UserError
 
 LONGEST_FIELD = 2**30
@@ -31,6 +31,7 @@ class TabSeparated(csv.excel_tab):
 
 DIALECTS: dict[str, type[csv.Dialect]] = {".tsv": TabSeparated, ".csv": csv.excel}
 """Formats of tables by the ending of their files."""
+JSON_ENDINGS = (".jsonl", ".json")
 
 
 def read_record_file(path: str, columns: Sequence[str]) -> list[LocatedRecord]:
@@ -118,5 +119,8 @@ def _read_jsonl(path: str) -> Iterator[LocatedRecord]:
         try:
             record = json.loads(line)
         except (RecursionError, ValueError) as error:
-            raise UserError(f"{location}: not a JSON object: {error}") from None
+            remedy = ""
+            if file_ending(path) not in JSON_ENDINGS:
+                remedy = "; records are read from .jsonl, .json, .tsv, .csv and .parquet files"
+            raise UserError(f"{location}: not a JSON object: {json_problem(error)}{remedy}") from None
         yield location, record

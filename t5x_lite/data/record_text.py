@@ -40,9 +40,16 @@ def read_column(record: object, name: str, location: str, remedy: str) -> Any:
     Raises:
         UserError: the record lacks the column.
     """
-    if not isinstance(record, Mapping) or name not in record:
+    if not isinstance(record, Mapping):
+        raise UserError(f"{location}: {describe_no_record(record)}")
+    if name not in record:
         raise UserError(f"{location}: {missing_column(name, record)}; {remedy}")
     return record[name]
+
+
+def describe_no_record(value: object) -> str:
+    """Return the part of an error that says that a line has a value of JSON without columns."""
+    return f"expected a JSON object, found {type(value).__name__} {value!r:.40}"
 
 
 def missing_column(name: str, record: object, kind: Literal["column", "field"] = "column") -> str:
@@ -60,7 +67,9 @@ def missing_column(name: str, record: object, kind: Literal["column", "field"] =
 
 
 def _field_text(record: object, name: str, describe_location: Callable[[], str]) -> str:
-    if not isinstance(record, dict) or name not in record:
+    if not isinstance(record, dict):
+        raise UserError(f"{describe_location()}: {describe_no_record(record)}")
+    if name not in record:
         raise UserError(f"{describe_location()}: {missing_column(name, record, 'field')}; set data.field")
     value = record[name]
     if isinstance(value, bytes):

@@ -17,7 +17,7 @@ from t5x_lite.data.files import (
     open_tfds,
     parquet_rows,
 )
-from t5x_lite.data.lines import check_size, line_location, read_lines
+from t5x_lite.data.lines import check_size, json_problem, line_location, read_lines
 from t5x_lite.data.record_text import join_fields, missing_column, record_text
 from t5x_lite.data.sources import Unit, field_files
 from t5x_lite.data.standard_library import module_texts
@@ -103,14 +103,8 @@ def _jsonl_records(unit: Unit) -> Iterator[LocatedRecord]:
         describe_location = partial(line_location, unit.path, number, offset, begins_at=unit.start)
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{line_location(unit.path, number, offset, begins_at=unit.start)}: not a JSON object: {error.msg}"
-            ) from None
-        except (RecursionError, ValueError) as error:  # nested too deeply, or a number of too many digits
-            raise UserError(
-                f"{line_location(unit.path, number, offset, begins_at=unit.start)}: cannot be read as JSON: {error}"
-            ) from None
+        except (RecursionError, ValueError) as error:
+            raise UserError(f"{describe_location()}: not a JSON object: {json_problem(error)}") from None
         yield describe_location, record
 
 

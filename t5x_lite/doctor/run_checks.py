@@ -15,7 +15,6 @@ from t5x_lite.data.tokenizer_config import TokenizerFile
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.evaluators import Evaluator
 from t5x_lite.progress import format_si
-from t5x_lite.run_layout import CONFIG_FILE
 from t5x_lite.train.trackers import Tracker
 
 
@@ -155,13 +154,12 @@ def check_source_run(name: str) -> str:
     """Return the name of a run that another run begins from or reads, RUN or RUN/checkpoints/STEP.
 
     Raises:
-        UserError: it is not a run directory.
+        UserError: it is not a run directory, or has no checkpoint.
     """
-    from t5x_lite.run_dir import split_step
+    from t5x_lite.run_dir import open_run, split_step
 
-    folder, _ = split_step(name)
-    if not storage.file_exists(storage.join(storage.expand(folder), CONFIG_FILE)):
-        raise UserError(f"{folder}: is not a run directory (no config.yaml)")
+    folder, step = split_step(name)
+    open_run(folder).check_checkpoint(step=step)
     return name
 
 

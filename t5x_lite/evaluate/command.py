@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from t5x_lite.config import RunConfig
-from t5x_lite.errors import UserError
+from t5x_lite.errors import UserError, suggest
 from t5x_lite.evaluate.arguments import named_evaluators, option_fields, option_owners
 from t5x_lite.evaluate.cached_evaluation import evaluate_cached
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
@@ -73,6 +73,7 @@ def parse_request(
         if name in options:
             raise UserError(f"eval: {option.spelling} and {name}= are the same; remove one of them")
         options[name] = option
+    _check_overrides(overrides, [*named, *option_names])
     for name, option in options.items():
         if not any(name in names for names in fields.values()):
             owners = _enumerate(known[name])
@@ -115,6 +116,20 @@ def _split_words(words: Sequence[str], names: set[str]) -> tuple[dict[str, str],
             raise UserError(f"eval: {name}= is empty")
         values[name] = value
     return values, others
+
+
+def _check_overrides(words: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse a word that is neither an override of the config nor one of the names of arguments and options.
+
+    Raises:
+        UserError: with the nearest name.
+    """
+    groups = RunConfig.model_fields
+    for word in words:
+        name = word.removeprefix("--").partition("=")[0]
+        if "." not in name and name not in groups:
+            hint = suggest(name, [*names, *groups], suffix="=")
+            raise UserError(f"eval: unknown argument {name}={hint}; `t5x-lite eval --help` lists them")
 
 
 def _enumerate(arguments: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import UnionType
-from typing import Annotated, Any, Self, TypeAlias, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Self, TypeAlias, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, Field, GetCoreSchemaHandler, Strict, model_validator
 from pydantic.fields import FieldInfo
@@ -27,7 +27,13 @@ class Config(
     protected_namespaces=(),
     serialize_by_alias=True,
 ):
-    """A group of settings: typed, frozen and complete. An unknown key is an error, and so are infinity and NaN."""
+    """A group of settings: typed, frozen and complete. An unknown key is an error, and so are infinity and NaN.
+
+    Class attributes:
+        help_command: the command that lists the settings; empty for a group with few, which messages list.
+    """
+
+    help_command: ClassVar[str] = ""
 
     def problems(self) -> Iterator[str]:
         """Yield a message for each combination of valid settings that does not work."""

@@ -38,8 +38,14 @@ def validate(kind: type[ConfigT], sources: Sources) -> ConfigT:
                 messages.append(_explain_error(kind, sources, details))
         if len(errors) > MOST_ERRORS:
             messages.append(f"and {len(errors) - MOST_ERRORS} more")
+        if not kind.help_command and any(_is_unknown_key(details) for details in errors):
+            messages.append(f"known keys are {', '.join(dict.fromkeys(_keys_in_group(kind, '')))}")
         unique_messages = dict.fromkeys(messages)
         raise UserError("; ".join(unique_messages)) from None
+
+
+def _is_unknown_key(details: ErrorDetails) -> bool:
+    return details["type"] == "extra_forbidden" and len(details["loc"]) == 1
 
 
 def first_problem(error: ValidationError) -> str:
@@ -79,7 +85,11 @@ def _find_location(sources: Sources, key: str, message: str) -> str:
             and re.search(rf"(?<![\w.]){re.escape(name)}\b", message)
         ):
             return COMMAND_LINE
-    return sources.location_of(key)
+    location = sources.location_of(key)
+    if location:
+        return location
+    # Of a group that is not in a file, the command line has set a key.
+    return next((location for other, location in sources.locations.items() if other.startswith(group)), "")
 
 
 def _describe_error(kind: type[Config], path: Sequence[str], details: ErrorDetails) -> str:
@@ -124,8 +134,8 @@ def _describe_unknown_key(kind: type[Config], path: Sequence[str]) -> str:
     explained_prefix = "".join(f"{group}." for group in explained_groups)
     known_keys = _keys_in_group(kind, explained_prefix)
     hint = suggest(name, known_keys, prefix=f"`{prefix}", suffix="`", cutoff=NEAREST_KEY_CUTOFF)
-    if not hint:
-        hint = "; `--help-config` lists the keys"
+    if not hint and kind.help_command:
+        hint = f"; `{kind.help_command}` lists the keys"
         if groups:
             hint += f" of `{'.'.join(explained_groups)}`"
     return f"unknown key `{prefix}{name}`{hint}"

@@ -32,7 +32,7 @@ def read_csv(path: Path) -> SweepPoints:
     """Read a CSV file that has the loss and two of N, D and C; the third follows from C = 6·N·D.
 
     Several rows of one run are its training curve, whose last row is the point. A run whose loss is not finite is left
-    out, and so is an incomplete last row.
+    out, and so is a last row whose last cells are missing.
 
     Raises:
         UserError: the file cannot be read, or a column or a cell is not valid; with the line.
@@ -46,7 +46,8 @@ def read_csv(path: Path) -> SweepPoints:
             continue
         record = _parse_row(row, columns)
         if record is None:
-            if line < len(rows):
+            is_cut = line == len(rows) and (len(row) <= max(columns.values()) or not row[-1])
+            if not is_cut:
                 raise UserError(f"{path}:{line}: expected numbers in {', '.join(columns)}, found {','.join(row)}")
             left_out[f"line {line}"] = "the last row is incomplete"
             continue

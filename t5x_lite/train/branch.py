@@ -23,12 +23,14 @@ def check_branch(config: RunConfig, branch: BranchConfig) -> None:
     """Refuse a branch that its source cannot have, before its data are opened.
 
     Raises:
-        UserError: the runs differ in more than schedule and length, or `branch.step` is not below `train.steps`.
+        UserError: the runs differ in more than schedule and length, `branch.step` is not below `train.steps`, or the
+            source has no such checkpoint.
     """
     run = open_run(branch.source)
     _check_config(config, branch, run.config)
     if branch.step is not None:
         _check_step(config, branch, branch.step)
+    run.check_checkpoint("branch.from", branch.step)
 
 
 def restore_branch(config: RunConfig, branch: BranchConfig, state: PyTree) -> tuple[int, PyTree, JsonObject]:

@@ -57,7 +57,7 @@ class Display:
 
     def show_step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show the metrics of a finished step."""
-        loss = f"loss {metrics['loss']:.4f}"
+        loss = f"loss {metrics['loss']:z.4f}"
         speed = f"{format_si(metrics['tokens_per_second'])} tok/s · MFU {metrics['mfu']:.1%}"
         values = f"{loss} · {speed}"
         statuses = "".join(f" · {status}" for status in self._statuses.values() if status)

@@ -19,7 +19,7 @@ from t5x_lite.run_data import open_run_data, open_tokenizer
 from t5x_lite.run_dir import check_run_dir, has_begun, with_absolute_paths, with_vocab
 from t5x_lite.run_rewards import check_rewards
 from t5x_lite.run_teacher import check_teacher
-from t5x_lite.run_weights import check_source_model
+from t5x_lite.run_weights import check_source_model, source_run
 from t5x_lite.train.branch import check_branch
 from t5x_lite.train.mesh_checks import check_mesh
 from t5x_lite.train.rewind import check_rewind
@@ -112,3 +112,4 @@ def _check_first_state(config: RunConfig) -> None:
         check_rewind(config)
     elif config.adapt is not None:
         check_source_model(config)
+        source_run(config).check_checkpoint("adapt.from")

@@ -11,7 +11,7 @@ from t5x_lite import storage
 from t5x_lite.checkpoint import Checkpoints, JsonObject
 from t5x_lite.data.mixture import MIXTURE_VERSION
 from t5x_lite.data.row_rule import PLAN_VERSION
-from t5x_lite.errors import Diverged, UserError, suggest
+from t5x_lite.errors import Diverged, UserError, join_first, suggest
 from t5x_lite.local_checkpoint import LocalCheckpoints, open_local_checkpoints
 from t5x_lite.parallel.distributed import wait_for_all_processes
 from t5x_lite.run_dir import Run
@@ -22,6 +22,9 @@ from t5x_lite.train.monitor import RunningLoss
 from t5x_lite.train.rewind import rewind
 from t5x_lite.train.state import TrainState
 from t5x_lite.train.steps import Steps
+
+LISTED_METRICS = 8
+"""Metrics of an evaluation that a warning lists."""
 
 
 @dataclass
@@ -128,9 +131,10 @@ class StateStore:
         if metrics and best_metric not in metrics and not self._has_warned and self._config.checkpoint.keep_best:
             self._has_warned = True
             names = [name for name in metrics if name.startswith("eval/")]
+            remedy = suggest(best_metric, names) or f"; set it to one of {join_first(names, LISTED_METRICS)}"
             self._show(
                 f"checkpoint.best_metric: the evaluation of step {progress.step} has no {best_metric}, by which the "
-                f"best checkpoint is kept{suggest(best_metric, names)}"
+                f"best checkpoint is kept{remedy}"
             )
         self.checkpoints.save(progress.step, state.saved(), self._metadata(progress), metrics)
 

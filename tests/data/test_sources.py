@@ -198,6 +198,12 @@ def test_a_line_that_does_not_parse_is_named_by_file_and_line(tmp_path: Path) ->
     path.write_text('{"text": "x"}\n{"txt": "x"}\n')
     with pytest.raises(UserError, match=rf"{path}:2: no field 'text' \(found txt\); set data.field"):
         read(tmp_path, "a.jsonl")
+    path.write_text('{"text": "x"}\n{"text": "trunc\n')
+    with pytest.raises(UserError, match=rf"{path}:2: not a JSON object: Invalid control character, column 16$"):
+        read(tmp_path, "a.jsonl")
+    path.write_text('{"text": "x"}\n[1, 2]\n')
+    with pytest.raises(UserError, match=rf"{path}:2: expected a JSON object, found list \[1, 2\]$"):
+        read(tmp_path, "a.jsonl")
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`t5x-lite doctor`: what is installed, and what a config needs and lacks."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,22 @@ def test_the_files_of_a_task_are_read_as_in_training(
     assert main([*words, files, f"data.validation_files={tmp_path}/bad.tsv"]) == 2
     (problem,) = json.loads(capsys.readouterr().out)["problems"]
     assert "bad.tsv:2: task sst2: no column 'sentence'" in problem
+
+
+def test_a_run_to_begin_from_needs_a_checkpoint(
+    tiny_config: Path, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`train` says the same before it opens the data, which are missing here."""
+    for name in ("config.yaml", "tokenizer.model"):
+        shutil.copy(tiny_run / name, tmp_path)
+    words = [str(tiny_config), f"run_dir={tmp_path}/run", f"adapt.from={tmp_path}"]
+    assert main(["doctor", *words, "--json"]) == 2
+    problem = f"adapt.from: {tmp_path}: has no checkpoint yet; train it first"
+    assert problem in json.loads(capsys.readouterr().out)["problems"]
+    assert main(["train", *words, f"data.files={tmp_path}/missing.txt"]) == 2
+    assert problem.replace(":", "", 1) in capsys.readouterr().err
+    assert main(["train", *words[:2], "branch.step=3", f"branch.from={tmp_path}"]) == 2
+    assert f"branch.from {tmp_path}: has no checkpoint yet; train it first" in capsys.readouterr().err
 
 
 def test_runs_that_a_run_reads_are_checked(

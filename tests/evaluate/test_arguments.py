@@ -53,6 +53,15 @@ def test_tasks_of_the_run_are_not_those_of_the_harness_and_have_none_of_their_op
             choose_evaluators(run, request)
 
 
+@pytest.mark.parametrize(
+    ("word", "meant"), [("tokns=8", "tokens="), ("strid=5", "stride="), ("windw=64", "window="), ("tsks=x", "tasks=")]
+)
+def test_a_misspelt_option_is_named_with_the_nearest_one(word: str, meant: str) -> None:
+    name = word.partition("=")[0]
+    with pytest.raises(UserError, match=rf"eval: unknown argument {name}=; did you mean {meant}\?; `t5x-lite eval"):
+        parse_request([f"text={__file__}", word, "train.seed=1"], None, None)
+
+
 def test_an_option_may_be_written_once() -> None:
     with pytest.raises(UserError, match=r"window= is given twice"):
         parse_request(["tasks=x", "window=3", "--window=4"], None, None)

@@ -39,6 +39,9 @@ def test_a_diverged_run_and_an_incomplete_last_row_are_left_out_with_a_reason(tm
     sweep_points = read_csv(path)
     assert sweep_points.points.names == ("a", "c")
     assert sweep_points.left_out == {"b": "diverged: loss is nan", "line 5": "the last row is incomplete"}
+    path.write_text("run,N,D,loss\na,1e6,2e7,3.5\nd,1e6,x,3.2\n")
+    with pytest.raises(UserError, match=r"runs\.csv:3: expected numbers in .*, found d,1e6,x,3.2"):
+        read_csv(path)
 
 
 @pytest.mark.parametrize(
