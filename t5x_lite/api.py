@@ -29,6 +29,7 @@ from t5x_lite.evaluate.masked_tokens import build_token_masker
 from t5x_lite.evaluate.pseudo_likelihood import PseudoLikelihood
 from t5x_lite.evaluate.tasks import TaskEvaluation
 from t5x_lite.evaluate.words import WordStarts
+from t5x_lite.generation_settings import end_tokens
 from t5x_lite.models.int8_weights import quantize_weights
 from t5x_lite.models.loss_terms import Batch, LossFunction, LossTerms
 from t5x_lite.models.spec import ModelSpec
@@ -231,7 +232,8 @@ class Model:
         prompt_prefix = self.soft_prompt_ids
         if self.run.stored_tokenizer is not None:
             prompt_prefix = input_start(self.example_context)
-        return Generator(self.config.model, self.spec, self.params, self.run.stored_tokenizer, prompt_prefix)
+        tokenizer = self.run.stored_tokenizer
+        return Generator(self.config.model, self.spec, self.params, tokenizer, prompt_prefix, end_tokens(self.run))
 
     def apply_to_rows(
         self, function: Callable[..., PyTree[Array]], rows: Sequence[Features], verb: str, *settings: Hashable
@@ -382,11 +384,9 @@ def load(
         quantization: type that the matrices of attention and feed-forward layers are stored in, for generation.
 
     Raises:
-        UserError: not a run directory, no checkpoint, or a damaged one; a model whose weights cannot be quantized.
+        UserError: not a run directory, no checkpoint, or a damaged one; two steps; weights that cannot be quantized.
     """
-    run_dir, named_step = split_step(str(run))
-    if named_step is not None:
-        step = named_step
+    run_dir, step = split_step(str(run), step)
     opened = open_run(run_dir, list(overrides))
     mesh = meshes.make_mesh(opened.config.mesh)
     loaded_step, params, _ = load_weights(opened, mesh, step)

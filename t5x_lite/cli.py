@@ -325,8 +325,8 @@ def import_(options: argparse.Namespace, overrides: list[str]) -> int:
 def export(options: argparse.Namespace, overrides: list[str]) -> int:
     """Run `t5x-lite export hf RUN DIR [--push ORG/NAME]` or `t5x-lite export megatron CORPUS PREFIX`."""
     if options.format == "megatron":
-        if options.push or options.private:
-            raise UserError("export megatron: --push and --private are for models (export hf)")
+        if options.push or options.private or options.step is not None:
+            raise UserError("export megatron: --push, --private and --step are for models (export hf)")
         from t5x_lite.data.export_corpus import export_megatron
 
         print(export_megatron(options.source, options.target))

@@ -1,6 +1,7 @@
 """Output on the terminal: lines, tables, and progress bars with the remaining time."""
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -22,9 +23,11 @@ def print_line(console: Console, text: str) -> None:
 
 
 def print_metrics(metrics: Mapping[str, float], *, as_json: bool) -> None:
-    """Print metrics, a line each, or as a JSON object."""
+    """Print metrics, a line each, or as a JSON object, in which one that is not finite is null."""
     if as_json:
-        print(json.dumps(metrics))
+        # JSON has no NaN and no infinity.
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        print(json.dumps(finite))
         return
     width = max(len(name) for name in metrics)
     for name, value in metrics.items():

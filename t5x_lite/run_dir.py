@@ -313,13 +313,19 @@ def _read_foreign_config(folder: Path) -> JsonObject:
     return read_json_object(path) if path.is_file() else {}
 
 
-def split_step(name: str) -> tuple[str, int | None]:
-    """Return the run directory and the step that `RUN/checkpoints/STEP` names; of `RUN`, no step."""
+def split_step(name: str, step: int | None = None) -> tuple[str, int | None]:
+    """Return the run directory and the step that `RUN/checkpoints/STEP` names; of `RUN`, `step`.
+
+    Raises:
+        UserError: it names another step than `step`.
+    """
     run_dir = name.rstrip("/")
     parent, _, last_name = f"./{run_dir}".rpartition("/checkpoints/")
     if parent and is_step(last_name):
+        if step not in {None, int(last_name)}:
+            raise UserError(f"{name}: names a step, and step {step} is asked for; leave out one of the two")
         return run_dir.removesuffix(f"checkpoints/{last_name}").rstrip("/") or ".", int(last_name)
-    return run_dir, None
+    return run_dir, step
 
 
 def open_run(name: str | Path, overrides: Sequence[str] = ()) -> Run:

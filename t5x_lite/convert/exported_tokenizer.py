@@ -25,6 +25,8 @@ SENTENCEPIECE_FILES = {
     "DebertaV2Tokenizer": "spm.model",
 }
 """The name that classes look for a SentencePiece model by; all others look for tokenizer.model."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", *dict.fromkeys(SENTENCEPIECE_FILES.values()))
+"""Files that an export may have."""
 CONSTRUCTOR_SETTINGS = ("extra_ids", "sp_model_kwargs", "legacy", "add_prefix_space", "do_lower_case", "keep_accents")
 """Settings by which a tokenizer class builds itself from a SentencePiece model; they are part of tokenizer.json."""
 

@@ -1,16 +1,14 @@
 """`generation_config.json`: the settings by which `generate` of Transformers begins, ends and pads."""
 
-import contextlib
 import json
 from pathlib import Path
 
 from t5x_lite.convert.config_table import ForeignConfig
-from t5x_lite.errors import UserError
 from t5x_lite.files import read_json_object, write_file
+from t5x_lite.generation_settings import GENERATION_FILE, adapted_run, generation_settings
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.run_dir import Run, open_run, split_step
+from t5x_lite.run_dir import Run
 
-GENERATION_FILE = "generation_config.json"
 TOKEN_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
@@ -35,10 +33,7 @@ def write_generation_config(run: Run, folder: Path, model: ModelConfig, config: 
     """
     if model.is_encoder_only or model.head is not None:
         return
-    settings: ForeignConfig = {}
-    run_folder = _generation_folder(run)
-    if (run_folder / GENERATION_FILE).is_file():
-        settings = read_json_object(run_folder / GENERATION_FILE)
+    settings = generation_settings(run)
     for name in TOKEN_FIELDS:
         token_id = config.get(name)
         if token_id is not None:
@@ -49,27 +44,10 @@ def write_generation_config(run: Run, folder: Path, model: ModelConfig, config: 
 def context_length(run: Run) -> int:
     """Return the longest texts that the weights of a run were trained on, which rotary positions do not limit."""
     length = max(stage.seq_len for stage in run.config.stages)
-    source = _adapted_run(run)
+    source = adapted_run(run)
     if source is None:
         return length
     imported_length = source.huggingface_config.get("max_position_embeddings")
     if not isinstance(imported_length, int):
         imported_length = context_length(source)
     return max(length, imported_length)
-
-
-def _adapted_run(run: Run) -> Run | None:
-    """Return the run that a run adapts, if it is still there."""
-    if run.config.adapt is None:
-        return None
-    with contextlib.suppress(UserError):
-        return open_run(split_step(run.config.adapt.source)[0])
-    return None
-
-
-def _generation_folder(run: Run) -> Path:
-    """Return the run directory that has the settings of `generate`: of a run that adapts another one, the other's."""
-    source = _adapted_run(run)
-    if source is None or (run.config.adapt is not None and run.config.adapt.new_tokenizer):
-        return run.folder
-    return _generation_folder(source)

@@ -7,10 +7,10 @@ from t5x_lite.errors import UserError, one_line
 from t5x_lite.extras import require_library
 
 MODEL_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
-SAFE_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+SAFE_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 """Files that are downloaded: configs, weights and tokenizers. Pickles (`.bin`, `.pt`) and programs can run code."""
 
-EXPORTED_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "README.md", "report.png"]
+EXPORTED_FILES = [*SAFE_FILES, "README.md", "report.png"]
 """Files of a folder that are uploaded."""
 
 

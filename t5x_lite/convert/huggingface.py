@@ -16,12 +16,12 @@ from t5x_lite.config import MeshConfig
 from t5x_lite.convert import MODEL_TYPES
 from t5x_lite.convert.classifier import LABEL_FIELDS, TASK_HEADS, architectures_of, read_objective, write_labels
 from t5x_lite.convert.config_table import ForeignConfig, ForeignModel
-from t5x_lite.convert.exported_tokenizer import write_tokenizer
+from t5x_lite.convert.exported_tokenizer import TOKENIZER_FILES, write_tokenizer
 from t5x_lite.convert.generation_config import context_length, write_generation_config
 from t5x_lite.convert.imported_run import check_new_run_dir, load_params, write_run
 from t5x_lite.convert.imported_tokenizer import load_tokenizer
 from t5x_lite.convert.matching import find_model_type
-from t5x_lite.convert.model_card import write_model_card
+from t5x_lite.convert.model_card import PICTURE_FILE, write_model_card
 from t5x_lite.convert.model_type import ModelType
 from t5x_lite.convert.safetensors_files import (
     INDEX_FILE,
@@ -42,6 +42,7 @@ from t5x_lite.convert.sentence_transformers import (
 )
 from t5x_lite.convert.task_heads import check_task_head
 from t5x_lite.convert.weight_map import TensorMapping
+from t5x_lite.data.tokenizer_settings import COPIED_FILES
 from t5x_lite.errors import UserError, suggest
 from t5x_lite.files import check_not_input, read_json_object
 from t5x_lite.models.config import ModelConfig
@@ -281,11 +282,13 @@ def _load_arrays(run: Run, step: int | None) -> tuple[int, dict[str, jax.Array]]
 
 
 def _remove_model(folder: Path) -> None:
-    """Remove the weights of an earlier export, which may be in other files, and its modules of sentence-transformers.
+    """Remove the files of an earlier export, of which this one may lack some.
 
-    Readers take an index, or a file without one, in an order of their own.
+    Readers take weights from an index, or from a file without one, in an order of their own, and a tokenizer from
+    whichever of its files is there.
     """
-    names = ("model.safetensors", INDEX_FILE, MODULES_FILE)
+    weights = ("model.safetensors", INDEX_FILE, MODULES_FILE)
+    names = (*weights, *COPIED_FILES, *TOKENIZER_FILES, PICTURE_FILE)
     for path in [*(folder / name for name in names), *folder.glob("model-*-of-*.safetensors")]:
         path.unlink(missing_ok=True)
 

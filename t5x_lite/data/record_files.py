@@ -1,7 +1,6 @@
 """Read the records of tasks from TSV, CSV, JSONL, JSON and Parquet files (also .gz and .zst)."""
 
 import csv
-import json
 from collections.abc import Iterator, Sequence
 
 from t5x_lite.data.files import (
@@ -14,6 +13,7 @@ from t5x_lite.data.files import (
     parquet_rows,
 )
 from t5x_lite.data.lines import decode_utf8, json_problem, located_lines
+from t5x_lite.data.record_text import parse_json
 from t5x_lite.errors import UserError
 
 LONGEST_FIELD = 2**30
@@ -86,7 +86,7 @@ def _read_json_list(path: str) -> Iterator[LocatedRecord]:
     if len(content) == LARGEST_DOCUMENT:
         raise UserError(f"{path}: is a JSON list of more than {LARGEST_DOCUMENT >> 30} GiB; write a record a line")
     try:
-        records = json.loads(decode_utf8(content, path).removeprefix(BYTE_ORDER_MARK))
+        records = parse_json(decode_utf8(content, path).removeprefix(BYTE_ORDER_MARK))
     except (RecursionError, ValueError) as error:
         raise UserError(f"{path}: not a JSON list: {error}") from None
     for number, record in enumerate(records):
@@ -117,7 +117,7 @@ def _read_jsonl(path: str) -> Iterator[LocatedRecord]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except (RecursionError, ValueError) as error:
             remedy = ""
             if file_ending(path) not in JSON_ENDINGS:

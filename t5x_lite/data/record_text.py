@@ -1,5 +1,6 @@
 """The text of a record: one or several of its columns."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -81,6 +82,29 @@ def _field_text(record: object, name: str, describe_location: Callable[[], str])
             f"{describe_location()}: field {name!r} is {type(value).__name__}, expected text; set data.field"
         )
     return _replace_surrogates(value)
+
+
+def parse_json(text: str) -> Any:
+    """Return the value of a text in JSON, whose strings have no surrogates without a partner.
+
+    Raises:
+        ValueError: it is not JSON.
+        RecursionError: it is nested too deeply.
+    """
+    value = json.loads(text)
+    if "\\ud" in text.lower():
+        return _without_surrogates(value)
+    return value
+
+
+def _without_surrogates(value: Any) -> Any:
+    if isinstance(value, str):
+        return _replace_surrogates(value)
+    if isinstance(value, list):
+        return [_without_surrogates(item) for item in value]
+    if isinstance(value, dict):
+        return {_replace_surrogates(name): _without_surrogates(item) for name, item in value.items()}
+    return value
 
 
 def _replace_surrogates(text: str) -> str:

@@ -89,7 +89,7 @@ def print_results(model: GenerationModel, request: GenerationRequest) -> None:
     if "tokens" not in request.settings:
         decoding = replace(decoding, tokens=default_tokens(model.config.model.max_length))
     if request.recipe is not None:
-        reflect = Reflector(model, request.recipe, request.settings)
+        reflect = Reflector(model, request.recipe, {"tokens": decoding.tokens, **request.settings})
         print_reflections(reflect(request.prompts), request.trace)
     elif request.chats:
         print_answers(model, chat_prompts(model, request.chats), decoding)

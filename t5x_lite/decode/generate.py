@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import numpy as np
@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 TokenIds: TypeAlias = Int[np.ndarray, "_"]
 """Token ids of one text, of any length."""
+
+DecodingT = TypeVar("DecodingT", Sampling, Beam)
 
 Streams: TypeAlias = Int[np.ndarray, "prompts n"]
 """Numbers of each prompt that, with the seed, its random draws depend on."""
@@ -89,6 +91,7 @@ class Generator:
         params: weights; or their shapes and shardings, if the attribute `params` is set before the first use.
         tokenizer: needed for text; `stream_tokens` and `search_beams` work without it.
         prompt_prefix: ids that `encode_prompt` puts before every prompt.
+        end_tokens: ids that end a continuation, as EOS does.
 
     Attributes:
         truncated_prompts: the number of prompts so far that were too long and lost their first tokens after the prefix.
@@ -101,6 +104,7 @@ class Generator:
         params: PyTree[Array | jax.ShapeDtypeStruct],
         tokenizer: Tokenizer | None,
         prompt_prefix: Sequence[int] | TokenIds = (),
+        end_tokens: Sequence[int] = (),
     ) -> None:
         if config.is_encoder_only:
             raise UserError(f"a model of family {config.family} does not generate; it fills masks")
@@ -108,6 +112,7 @@ class Generator:
         self.params: PyTree[Array | jax.ShapeDtypeStruct] = params
         self.prompt_prefix = np.asarray(prompt_prefix, np.int32)
         self.truncated_prompts = 0
+        self._end_tokens = tuple(end_tokens)
         self._tokenizer = tokenizer
         assert config.vocab is not None
         self._vocab = config.vocab
@@ -181,7 +186,7 @@ class Generator:
             hypotheses, _ = self.search_beams(prompts, decoding)
             yield hypotheses[:, 0]
             return
-        rules = decoding.resolve_rules(self._tokenizer, self._vocab)
+        rules = self._with_end_tokens(decoding).resolve_rules(self._tokenizer, self._vocab)
         params, logits, state = self._prefill_prompts(
             prompts, decoding.tokens, copies=1, read_history=rules.read_history
         )
@@ -213,7 +218,7 @@ class Generator:
             The tokens of the hypotheses of each prompt, best first, 0 after EOS; and their scores, see `Beam`. A score
             of -inf marks a slot for which there is no hypothesis.
         """
-        rules = beam.resolve_rules(self._tokenizer, self._vocab)
+        rules = self._with_end_tokens(beam).resolve_rules(self._tokenizer, self._vocab)
         params, logits, state = self._prefill_prompts(
             prompts, beam.tokens, copies=beam.beams, read_history=rules.read_history
         )
@@ -263,6 +268,9 @@ class Generator:
             logits, state = self._prefill(new_tokens, copies, params, batch)
         return params, logits, state
 
+    def _with_end_tokens(self, decoding: DecodingT) -> DecodingT:
+        return replace(decoding, stop_tokens=(*decoding.stop_tokens, *self._end_tokens))
+
     def _mesh_context(self) -> AbstractContextManager[object]:
         return nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
 
@@ -294,7 +302,8 @@ class Generator:
 
         A stop string may be the name of a special token, which has no text.
         """
-        end_ids = resolve_end_tokens(decoding.stop, decoding.stop_tokens, self.tokenizer, self._vocab)
+        stop_tokens = [*decoding.stop_tokens, *self._end_tokens]
+        end_ids = resolve_end_tokens(decoding.stop, stop_tokens, self.tokenizer, self._vocab)
         ends = np.flatnonzero(np.isin(token_ids, end_ids))
         has_ended = len(ends) > 0
         if has_ended:

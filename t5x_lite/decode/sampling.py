@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +53,7 @@ class Decoding:
     logit_bias: LogitBias | None = None
 
     def __post_init__(self) -> None:
+        _check_types(self)
         if self.tokens < 1:
             raise UserError(f"tokens must be at least 1, but is {self.tokens}")
         if isinstance(self.stop, str):
@@ -170,3 +172,20 @@ def _keep_min_p(logits: Float[Array, "b v"], p: float) -> Float[Array, "b v"]:
 
 def _mask_below(logits: Float[Array, "b v"], smallest: Float[Array, "b 1"]) -> Float[Array, "b v"]:
     return jnp.where(logits < smallest, -jnp.inf, logits)
+
+
+def _check_types(decoding: Decoding) -> None:
+    """Refuse settings of another type, as a recipe or a program may have them."""
+    for setting in fields(decoding):
+        value = getattr(decoding, setting.name)
+        numbers: dict[Any, type] = {int: Integral, float: Real}
+        expected = numbers.get(setting.type)
+        if expected is not None and (isinstance(value, bool) or not isinstance(value, expected)):
+            title = "a whole number" if setting.type is int else "a number"
+            raise UserError(f"{setting.name} must be {title}, but is {value!r}")
+    for text in () if isinstance(decoding.stop, str) else decoding.stop:
+        if not isinstance(text, str):
+            raise UserError(f"stop is a list of texts, and {text!r} is none; write it in quotes")
+    for token in () if isinstance(decoding.stop_tokens, int) else decoding.stop_tokens:
+        if not isinstance(token, Integral):
+            raise UserError(f"stop_tokens is a list of tokens, and {token!r} is none")

@@ -55,14 +55,14 @@ class LayerProbe:
         layer: its number from 1; 0 is the input of the first layer.
         train_accuracy: accuracy of the classifier on the records that it was fitted to.
         accuracy: accuracy on the others.
-        anisotropy: mean cosine of tokens of different texts.
+        anisotropy: mean cosine of tokens of different texts; None if there are no two texts.
         self_similarity: mean cosine of a token's states in different texts; None if no token is in five texts.
     """
 
     layer: int
     train_accuracy: float
     accuracy: float
-    anisotropy: float
+    anisotropy: float | None
     self_similarity: float | None
 
 
@@ -129,12 +129,26 @@ def probe_layers(model: EvaluationModel, train: Path, test: Path, settings: Prob
                 layer=layer,
                 train_accuracy=probe.accuracy(states[:, layer], labels),
                 accuracy=probe.accuracy(test_states[:, layer], test_labels),
-                anisotropy=tokens_cosine,
-                self_similarity=None if np.isnan(words_cosine) else words_cosine,
+                anisotropy=_none_if_nan(tokens_cosine),
+                self_similarity=_none_if_nan(words_cosine),
             )
         )
     majority = float((test_labels == np.bincount(labels).argmax()).mean())
     return ProbeReport(classes, majority, layers)
+
+
+def _read_text(record: object, column: str, location: str) -> str:
+    """Return the text of a column, or a number as text, or raise UserError if it has no value."""
+    value = read_column(record, column, location, COLUMN_REMEDY)
+    if value is None:
+        raise UserError(f"{location}: column {column!r} is null; remove the record")
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="replace")
+    return str(value)
+
+
+def _none_if_nan(value: float) -> float | None:
+    return None if np.isnan(value) else value
 
 
 def read_labelled(path: Path, settings: ProbeSettings) -> LabelledTexts:
@@ -146,8 +160,8 @@ def read_labelled(path: Path, settings: ProbeSettings) -> LabelledTexts:
     texts = []
     labels = []
     for location, record in read_record_file(str(path), settings.columns)[: settings.limit or None]:
-        texts.append(str(read_column(record, settings.text, location, COLUMN_REMEDY)))
-        labels.append(str(read_column(record, settings.label, location, COLUMN_REMEDY)))
+        texts.append(_read_text(record, settings.text, location))
+        labels.append(_read_text(record, settings.label, location))
     if not texts:
         raise UserError(f"{path}: has no records")
     return LabelledTexts(texts, labels)

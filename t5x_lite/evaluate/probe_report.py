@@ -41,7 +41,8 @@ def print_probe(report: ProbeReport, *, as_json: bool) -> None:
         if layer.self_similarity is not None:
             similarity = f"{layer.self_similarity:.3f}"
         accuracies = [f"{layer.train_accuracy:.1%}", f"{layer.accuracy:.1%}"]
-        table.add_row(str(layer.layer), *accuracies, f"{layer.anisotropy:.3f}", similarity)
+        anisotropy = "–" if layer.anisotropy is None else f"{layer.anisotropy:.3f}"
+        table.add_row(str(layer.layer), *accuracies, anisotropy, similarity)
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     console.print(table)
     console.print(f"most frequent label of the training texts: {report.majority:.1%}")

@@ -26,6 +26,7 @@ from t5x_lite.objectives.supervised import Record, Supervised, label_index
 from t5x_lite.objectives.text_to_text import TextToText
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.run_rewards import decode_answer
+from t5x_lite.tasks import TaskSpec
 
 
 class Answer(NamedTuple):
@@ -134,7 +135,8 @@ class ScoredAnswers:
             if records.label_names:
                 prediction = self._label_of_task(prediction, records.label_names)
                 reference = self._label_of_task(reference, records.label_names)
-            yield Answer(number, prediction, _with_question(reference, record), self.objective.margin(scores))
+            judged = _with_question(reference, record, records.task)
+            yield Answer(number, prediction, judged, self.objective.margin(scores))
 
     def _label_of_task(self, answer: LabelAnswer, label_names: Sequence[str]) -> LabelAnswer:
         """Return an answer in the labels of a task, which its metrics know, where the run's have another order."""
@@ -184,7 +186,7 @@ class GeneratedAnswers:
                 prediction: object = text.strip()
                 if isinstance(task.objective, Supervised):
                     prediction = task.objective.from_text(text, record)
-                yield Answer(number, prediction, _with_question(task.reference(record), record))
+                yield Answer(number, prediction, _with_question(task.reference(record), record, task))
 
 
 class RewardedAnswers:
@@ -217,8 +219,8 @@ def _prompt(features: Features) -> Int[np.ndarray, "_"]:
     return features["tokens"][is_input]
 
 
-def _with_question(reference: object, record: Record) -> object:
+def _with_question(reference: object, record: Record, task: TaskSpec) -> object:
     """Return the right answer, with its question where the answers to a question are judged together (MultiRC)."""
-    if "question" in record and "answer" in record:
+    if "multirc" in task.metrics:
         return {"question": record["question"], "label": reference}
     return reference

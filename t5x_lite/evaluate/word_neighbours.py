@@ -75,6 +75,8 @@ def _embed_words(
             if is_part.any():
                 occurrences.append(Occurrence(number, start, stop, match[0]))
                 vectors.append(embedded.states[is_part].mean(0))
+    if not vectors:
+        return [], np.zeros((0, 1), np.float32)
     return occurrences, np.stack(vectors)
 
 

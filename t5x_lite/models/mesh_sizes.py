@@ -1,7 +1,7 @@
 """Sizes of the mesh axes that the layers and experts of a model can be sharded over."""
 
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.experts.config import Dropless
+from t5x_lite.models.experts.config import Capacity, Dropless
 
 
 def check_mesh_sizes(model: ModelConfig, expert: int, tensor: int, pipeline: int) -> None:
@@ -20,6 +20,11 @@ def check_mesh_sizes(model: ModelConfig, expert: int, tensor: int, pipeline: int
             raise ValueError(
                 f"mesh.pipeline {pipeline}: stages run together, so all would do the rounds of dispatch=dropless that "
                 "one of them needs; take dispatch=capacity, or mesh.expert=1 and dropless.kernel=megablox on TPUs"
+            )
+        if pipeline > 1 and isinstance(moe.dispatch, Capacity) and moe.dispatch.group == "batch":
+            raise ValueError(
+                f"mesh.pipeline {pipeline}: tokens would compete for the capacity of experts in a microbatch of the "
+                "pipeline alone, so that the loss would depend on the mesh; set dispatch.capacity.group to row"
             )
         if kernel in {"ragged", "megablox"} and tensor > 1:
             raise ValueError(

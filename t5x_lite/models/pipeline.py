@@ -1,5 +1,6 @@
 """Pipeline parallelism: layers in stages over a mesh axis, with microbatches that follow each other through them."""
 
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -100,16 +101,27 @@ def run_pipeline(
 def microbatch_count(requested: int | None, rows: int, stages: int) -> int:
     """Return how many microbatches the rows of a batch go through the stages in.
 
-    Without a request it is the largest number, up to four for each stage, that divides the rows of a device.
-
-    Raises:
-        ValueError: the requested number does not divide the rows of a device.
+    Without a request it is the largest number, up to four for each stage, that divides the rows of a device. A request
+    is for training: batches of fewer rows, such as those of an evaluation, have the largest common divisor.
     """
-    rows_of_device = max(rows // num_shards("batch"), 1)
+    rows_of_device = _rows_of_device(rows)
     if requested is None:
         return max(n for n in range(1, 4 * stages + 1) if rows_of_device % n == 0)
-    if rows_of_device % requested:
+    return math.gcd(requested, rows_of_device)
+
+
+def check_microbatch_count(requested: int | None, rows: int) -> None:
+    """Refuse a number of microbatches that does not divide the rows of a device.
+
+    Raises:
+        ValueError: with both numbers.
+    """
+    rows_of_device = _rows_of_device(rows)
+    if requested is not None and rows_of_device % requested:
         raise ValueError(
             f"model.pipeline_microbatches {requested} does not divide the {rows_of_device} rows of a batch on a device"
         )
-    return requested
+
+
+def _rows_of_device(rows: int) -> int:
+    return max(rows // num_shards("batch"), 1)

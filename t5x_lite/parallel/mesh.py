@@ -174,6 +174,25 @@ def check_rows(mesh: Mesh, batch_size: int, key: str) -> None:
         )
 
 
+def check_length(mesh: Mesh, seq_len: int, key: str) -> None:
+    """Check that the tokens of a row divide over `context`; else each of its devices would compute whole rows.
+
+    Args:
+        mesh: the devices.
+        seq_len: tokens of a row.
+        key: the setting that error messages name.
+
+    Raises:
+        UserError: they do not.
+    """
+    shards = mesh.shape["context"]
+    if seq_len % shards:
+        raise UserError(
+            f"{key} {seq_len} does not divide over the {shards} devices of the mesh axis context; use a multiple of "
+            f"{shards} or a smaller axis"
+        )
+
+
 def local_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, "rows"]:
     """Return the rows of a global batch that this process must supply, in ascending order.
 

@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 
 from t5x_lite.models.layer_config import LayerConfig
 from t5x_lite.models.mixers import SelfAttention
+from t5x_lite.models.spec import ModelSpec
 from t5x_lite.parallel.chips import Chip
 from t5x_lite.planner.figures import CollectiveFigures
 from t5x_lite.planner.gpu_network import gpu_link_seconds
@@ -37,7 +38,7 @@ def _arrays_of_weights(workload: Workload) -> list[tuple[str, tuple[str, ...], f
     """Return the collectives of weights and gradients: kind, mesh axes and bytes of the whole arrays.
 
     * fsdp and context, over which weights are sharded: an all-gather of the weights for each pass, and a reduce-scatter
-      of the gradients; not of tables that are looked up.
+      of the gradients; not of tables that are looked up. Frozen weights have no gradients.
     * data: an all-reduce of the scattered gradients, after each microbatch or once in a step (`train.data_reduction`).
     * expert: every group of experts has other rows of the batch, so the gradients of all other weights are summed by an
       all-reduce.
@@ -45,20 +46,25 @@ def _arrays_of_weights(workload: Workload) -> list[tuple[str, tuple[str, ...], f
     train = workload.config.train
     sizes = workload.mesh.shape
     other_shards = sizes["tensor"] * sizes["pipeline"]
-    expert_weights = workload.spec.parameters_with_axis("experts") / other_shards
-    other_weights = workload.spec.parameters / other_shards - expert_weights
-    weights = other_weights + expert_weights / sizes["expert"]
-    gathered_weights = weights - workload.spec.looked_up_parameters / other_shards
 
+    def weights_of_shard(spec: ModelSpec) -> tuple[float, float, float]:
+        """Return the weights of a shard, those of them outside of experts, and those that are not looked up."""
+        expert_weights = spec.parameters_with_axis("experts") / other_shards
+        other_weights = spec.parameters / other_shards - expert_weights
+        weights = other_weights + expert_weights / sizes["expert"]
+        return weights, other_weights, weights - spec.looked_up_parameters / other_shards
+
+    _, _, gathered = weights_of_shard(workload.spec)
+    trained, trained_outside_experts, scattered = weights_of_shard(workload.trained_spec)
     width = workload.bytes_per_activation
     gradient_width = 4 if train.reduction_dtype == "float32" else width
     scattered_width = gradient_width / math.prod(sizes[axis] for axis in workload.weight_axes)
     sums_over_data = 1 if train.data_reduction == "step" else train.microbatches
     return [
-        ("all-gather", workload.weight_axes, gathered_weights * width * _passes(workload) * train.microbatches),
-        ("reduce-scatter", workload.weight_axes, gathered_weights * gradient_width * train.microbatches),
-        ("all-reduce", ("data",), 2 * weights * scattered_width * sums_over_data),
-        ("all-reduce", ("expert",), 2 * other_weights * scattered_width * train.microbatches),
+        ("all-gather", workload.weight_axes, gathered * width * _passes(workload) * train.microbatches),
+        ("reduce-scatter", workload.weight_axes, scattered * gradient_width * train.microbatches),
+        ("all-reduce", ("data",), 2 * trained * scattered_width * sums_over_data),
+        ("all-reduce", ("expert",), 2 * trained_outside_experts * scattered_width * train.microbatches),
     ]
 
 

@@ -8,7 +8,7 @@ from t5x_lite.planner.figures import CollectiveFigures, RooflineFigures
 from t5x_lite.planner.recomputation import recomputed_flops_per_example
 from t5x_lite.planner.workload import Workload
 from t5x_lite.train.flops import quantized_flops_per_example
-from t5x_lite.train.step_flops import step_flops_per_example
+from t5x_lite.train.step_flops import passes_per_step, step_flops_per_example
 
 SECONDS_PER_DAY = 86400
 
@@ -90,7 +90,7 @@ def _product_seconds(workload: Workload, chip: Chip, flops: float, peak_flops: f
 def _recomputation_factor(workload: Workload) -> float:
     """Return the FLOPs of a step with recomputation over those without."""
     flops = step_flops_per_example(workload.config, workload.spec, workload.lengths)
-    return 1 + recomputed_flops_per_example(workload) / flops
+    return 1 + passes_per_step(workload.config) * recomputed_flops_per_example(workload) / flops
 
 
 def _gathered_weight_bytes(workload: Workload) -> float:
@@ -98,5 +98,7 @@ def _gathered_weight_bytes(workload: Workload) -> float:
     sizes = workload.mesh.shape
     passes = 4 if workload.recomputes_layers else 3
     weight_shards = sizes["tensor"] * sizes["expert"] * sizes["pipeline"]
-    weight_bytes = workload.spec.parameters * workload.bytes_per_activation / weight_shards
+    # Of a table, the rows of the tokens are read, which the activations hold.
+    parameters = workload.spec.parameters - workload.spec.looked_up_parameters
+    weight_bytes = parameters * workload.bytes_per_activation / weight_shards
     return weight_bytes * passes * workload.config.train.microbatches

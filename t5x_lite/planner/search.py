@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import track
 
 from t5x_lite.config import RunConfig
+from t5x_lite.data.stages import Stage
 from t5x_lite.errors import UserError
 from t5x_lite.models.remat_policy import LEAST_RECOMPUTATION_FIRST
 from t5x_lite.models.spec import ModelSpec, model_spec
@@ -44,7 +45,6 @@ def search(config: RunConfig, topology: str, slices: int = 1, pod: Pod | None = 
     Raises:
         UserError: see `make_plan`; no mesh divides the pod, the model and the batch.
     """
-    config = config.of_stage(config.largest_stage)
     pod = pod or find_pod(topology, slices)
     console = Console(stderr=True)
     ranked = _rank_by_formula(config, topology, slices, pod, console)
@@ -82,7 +82,10 @@ def _rank_by_formula(
     A candidate that is to be compiled fits if it does by the cautious formula.
     """
     spec = model_spec(config.model, config.method.surgery).with_blank_characters(config.model)
-    every_candidate = candidates(config, len(pod.devices), slices)
+    every_candidate = []
+    for candidate in candidates(config.of_stage(config.largest_stage), len(pod.devices), slices):
+        if all(_divides(candidate, stage) for stage in config.stages):
+            every_candidate.append(candidate)
     meshes = [list(of_mesh) for _, of_mesh in groupby(every_candidate, key=lambda candidate: candidate.mesh)]
     planned: list[tuple[Plan, RunConfig]] = []
     description = f"ranking {len(every_candidate)} candidates by formula"
@@ -98,6 +101,13 @@ def _rank_by_formula(
         return _rank(plan, pod, fits=fits)
 
     return sorted(planned, key=rank)
+
+
+def _divides(candidate: RunConfig, stage: Stage) -> bool:
+    """Return whether a mesh and its microbatches divide the batches of a stage."""
+    mesh = candidate.mesh
+    parts = candidate.train.microbatches * mesh.data * mesh.fsdp * mesh.expert
+    return stage.batch_size % parts == 0 and stage.seq_len % mesh.context == 0
 
 
 def _plan_mesh(

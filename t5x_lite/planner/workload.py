@@ -1,6 +1,7 @@
 """One train step on a mesh: the quantities from which memory, collectives and time are computed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import jax
 from jax.sharding import Mesh
@@ -52,6 +53,13 @@ class Workload:
         rows = train.batch_size / train.microbatches / batch_shards(self.mesh)
         targets = self.lengths.targets if self.config.model.family == "encoder_decoder" else 0
         return rows * self.lengths.texts * (self.lengths.tokens + targets) / self.mesh.shape["context"]
+
+    @cached_property
+    def trained_spec(self) -> ModelSpec:
+        """The weights that train, which have gradients."""
+        split = self.config.trainable_split(self.spec.axes)
+        shapes = jax.eval_shape(split.trained, self.spec.shapes)
+        return replace(self.spec, shapes=shapes, axes=split.trained_leaves(self.spec.axes))
 
     @property
     def weight_axes(self) -> tuple[str, ...]:

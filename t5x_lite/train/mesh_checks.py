@@ -10,7 +10,7 @@ from t5x_lite.extras import require_library
 from t5x_lite.models.attention import kernels
 from t5x_lite.models.experts.dispatch import check_dispatch
 from t5x_lite.models.mesh_sizes import check_mesh_sizes
-from t5x_lite.models.pipeline import microbatch_count
+from t5x_lite.models.pipeline import check_microbatch_count
 from t5x_lite.objectives.dummy_example import LARGEST_VOCAB, dummy_context
 from t5x_lite.objectives.mixed_rows import largest_lengths
 from t5x_lite.parallel import mesh as meshes
@@ -49,6 +49,7 @@ def check_mesh(mesh: Mesh, config: RunConfig, platform: str) -> dict[str, str]:
         answers_key = f"{rows_key} · answers to a prompt / objective.{objective.name}.minibatches"
         meshes.check_rows(mesh, objective.loss_rows(rows), answers_key)
     meshes.check_rows(mesh, config.eval.batch_size or train.batch_size, "eval.batch_size")
+    meshes.check_length(mesh, train.seq_len, "train.seq_len")
     try:
         with jax.set_mesh(mesh):
             check_mesh_sizes(config.model, sizes["expert"], sizes["tensor"], sizes["pipeline"])
@@ -56,7 +57,9 @@ def check_mesh(mesh: Mesh, config: RunConfig, platform: str) -> dict[str, str]:
             config.method.check_stages(sizes["pipeline"])
             check_dispatch(config.model, platform)
             if sizes["pipeline"] > 1:
-                microbatch_count(config.model.pipeline_microbatches, rows, sizes["pipeline"])
+                check_microbatch_count(config.model.pipeline_microbatches, rows)
+                if objective is not None:
+                    check_microbatch_count(config.model.pipeline_microbatches, objective.loss_rows(rows))
             for stage in config.stages:
                 if stage.name:
                     _check_stage(mesh, config, stage, platform)
@@ -69,8 +72,9 @@ def _check_stage(mesh: Mesh, config: RunConfig, stage: Stage, platform: str) -> 
     """Check that the batches of a stage fit the mesh, or raise UserError or ValueError."""
     rows = stage.batch_size // config.train.microbatches
     meshes.check_rows(mesh, rows, f"{title(stage)}: batch_size / train.microbatches")
+    meshes.check_length(mesh, stage.seq_len, f"{title(stage)}: seq_len")
     if mesh.shape["pipeline"] > 1:
-        microbatch_count(config.model.pipeline_microbatches, rows, mesh.shape["pipeline"])
+        check_microbatch_count(config.model.pipeline_microbatches, rows)
     _plan_kernels(config, stage.seq_len, platform)
 
 

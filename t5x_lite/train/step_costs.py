@@ -39,10 +39,9 @@ def costs_of_run(run: Run, context: ExampleContext, mesh: Mesh) -> StepCosts:
         mesh: its devices.
     """
     config = run.config
-    split = config.trainable_split(run.spec.axes)
     flops = []
     for stage in config.stages:
         lengths = largest_lengths(config.row_objectives, replace(context, seq_len=stage.seq_len))
-        flops.append(stage.batch_size * step_flops_per_example(config, run.spec, lengths, split=split))
+        flops.append(stage.batch_size * step_flops_per_example(config, run.spec, lengths))
     peak, source = peak_flops(mesh.devices.flat[0], config.train.peak_flops)
     return StepCosts(config.stages, flops, peak * mesh.size, source)

@@ -1,6 +1,5 @@
 """FLOPs of a train step: those of the model, and of the forward pass of its teacher."""
 
-from t5x_lite.adapt.trainable import TrainableSplit
 from t5x_lite.config import RunConfig
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.objectives.objective import ExampleLengths
@@ -14,9 +13,11 @@ def step_flops_per_example(
     lengths: ExampleLengths,
     *,
     causal_half: bool = True,
-    split: TrainableSplit | None = None,
 ) -> float:
     """Return the FLOPs of a train step for one example; see `flops_per_example`.
+
+    Frozen weights have no gradients. An objective that samples answers passes over them `epochs` times; the sampling
+    is not counted.
 
     A teacher adds its forward pass, a third of both passes. With soft targets for all tokens, both models predict all.
 
@@ -25,13 +26,20 @@ def step_flops_per_example(
         spec: its model.
         lengths: tokens of an example of its objective.
         causal_half: causal attention counts half.
-        split: which weights train.
     """
+    split = config.trainable_split(spec.axes)
     teacher = open_teacher(config)
     if teacher is None:
-        return flops_per_example(config.model, spec, lengths, causal_half=causal_half, split=split)
+        flops = flops_per_example(config.model, spec, lengths, causal_half=causal_half, split=split)
+        return passes_per_step(config) * flops
     assert config.distillation is not None
     lengths = config.distillation.example_lengths(lengths)
     student_flops = flops_per_example(config.model, spec, lengths, causal_half=causal_half, split=split)
     teacher_flops = flops_per_example(teacher.run.config.model, teacher.spec, lengths, causal_half=causal_half)
     return student_flops + teacher_flops / 3
+
+
+def passes_per_step(config: RunConfig) -> int:
+    """Return how often a step passes over its examples, forward and backward."""
+    objective = config.policy_objective
+    return 1 if objective is None else objective.epochs

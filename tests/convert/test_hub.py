@@ -14,6 +14,7 @@ FILES_OF_A_MODEL = [
     ".gitattributes",
     "1_Pooling/config.json",
     "README.md",
+    "chat_template.jinja",
     "config.json",
     "flax_model.msgpack",
     "handler.py",
@@ -35,6 +36,7 @@ def test_only_files_that_run_no_code_are_downloaded() -> None:
     selected = filter_repo_objects(FILES_OF_A_MODEL, allow_patterns=hub.SAFE_FILES)
     assert list(selected) == [
         "1_Pooling/config.json",
+        "chat_template.jinja",
         "config.json",
         "model-00001-of-00002.safetensors",
         "model.safetensors.index.json",

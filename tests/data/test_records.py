@@ -391,6 +391,15 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         (tmp_path / name).unlink()
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_surrogates_without_a_partner_are_replaced(name: str, tmp_path: Path) -> None:
+    """JSON may hold half of an emoji, which UTF-8 cannot (RFC 8259, §8.2)."""
+    record = '{"text": "a \\ud83d b", "list": ["\\uDE00", "\\ud83d\\ude00"]}'
+    (tmp_path / name).write_text(f"[{record}]" if name.endswith(".json") else record)
+    ((_, value),) = read_record_file(str(tmp_path / name), ())
+    assert value == {"text": "a \ufffd b", "list": ["\ufffd", "\U0001f600"]}
+
+
 def test_records_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
     (tmp_path / "train.tsv").write_bytes("sentence\tlabel\nwell\tno\ncafé\tno\n".encode("latin-1"))
     task = write_task(tmp_path / "sentences.yaml")

@@ -1,5 +1,7 @@
 """Generation: equal to the model's own logits, the same for the same seed, cut at EOS and stop strings."""
 
+import json
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -208,6 +210,18 @@ def test_a_bias_of_a_sequence_longer_than_the_history_does_not_apply() -> None:
     np.testing.assert_array_equal(scores, [[0, 0, 2, 0, 3, 0]])
 
 
+def test_every_end_token_of_imported_weights_ends_a_text(tiny_run: Path, tmp_path: Path) -> None:
+    """As `generate` of Transformers does by `eos_token_id: [2, 224]`."""
+    imported = shutil.copytree(tiny_run, tmp_path / "run")
+    unlimited = t5x_lite.load(imported)
+    prompts = [unlimited.generator.encode_prompt("the quick")]
+    (tokens,) = list(unlimited.generator.stream_tokens(prompts, Sampling(tokens=8, seed=3)))[-1].tolist()
+    count = next(count for count in range(1, 8) if tokens[count] not in tokens[:count])
+    (imported / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, tokens[count]]}))
+    expected = unlimited.generate("the quick", tokens=count, seed=3)
+    assert t5x_lite.load(imported).generate("the quick", tokens=8, seed=3) == expected
+
+
 def test_rows_of_a_batch_stop_by_themselves(model: Model) -> None:
     """Each row ends at its first stop, however long the others go on; a stop before `min_tokens` does not count."""
     prompts = ["the quick", "a lazy dog", "seven wizards mix"]
@@ -251,6 +265,10 @@ def test_a_biased_text_is_its_tokens(model: Model, tiny_run: Path, capsys: pytes
         ({"stop_tokens": 3}, r"write \[3\]"),
         ({"min_tokens": 9}, "min_tokens must be from 0 to tokens, 8"),
         ({"no_repeat_ngram_size": -1}, "must not be negative"),
+        ({"top_k": 2.5}, "top_k must be a whole number, but is 2.5"),
+        ({"temperature": "hot"}, "temperature must be a number, but is 'hot'"),
+        ({"stop": [1]}, "stop is a list of texts, and 1 is none"),
+        ({"stop_tokens": ["a"]}, "stop_tokens is a list of tokens, and 'a' is none"),
     ],
 )
 def test_rules_that_cannot_work_are_refused(model: Model, settings: dict[str, Any], message: str) -> None:
@@ -373,6 +391,9 @@ def test_another_step_can_be_loaded_and_a_missing_step_is_named(tiny_run: Path) 
     assert t5x_lite.load(tiny_run / "checkpoints/8").step == 8
     with pytest.raises(UserError, match="complete ones are: 8, 12"):
         t5x_lite.load(tiny_run, step=9)
+    assert t5x_lite.load(tiny_run / "checkpoints/8", step=8).step == 8
+    with pytest.raises(UserError, match="names a step, and step 12 is asked for"):
+        t5x_lite.load(tiny_run / "checkpoints/8", step=12)
     with pytest.raises(UserError, match="is not a run directory"):
         t5x_lite.load(tiny_run.parent)
 

@@ -1,6 +1,7 @@
 """Probes of layers: the classifier against scikit-learn, the geometry against its definition, and the command."""
 
 import json
+from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 
 from t5x_lite.cli import main
+from t5x_lite.errors import UserError
 from t5x_lite.evaluate.layer_geometry import anisotropy, self_similarity
 from t5x_lite.evaluate.linear_probe import fit_probe
-from t5x_lite.evaluate.probe import ProbeSettings, read_labelled
+from t5x_lite.evaluate.probe import LabelledTexts, ProbeSettings, read_labelled
 
 rng = np.random.default_rng(0)
 STATES = rng.normal(size=(60, 5)) + 0.5
@@ -46,6 +48,15 @@ def test_self_similarity_is_the_mean_over_words_of_the_mean_cosine_of_their_cont
 def test_geometry_of_too_little_text_is_not_a_number() -> None:
     assert np.isnan(anisotropy(STATES[:3], np.zeros(3, int)))
     assert np.isnan(self_similarity(STATES[:3], np.zeros(3, int), np.arange(3)))
+
+
+def test_values_that_are_none_or_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "x", "label": 1}\n{"text": null, "label": 0}\n')
+    settings = ProbeSettings(limit=1)
+    assert read_labelled(path, settings) == LabelledTexts(["x"], ["1"])
+    with pytest.raises(UserError, match=r"a\.jsonl:2: column 'text' is null; remove the record"):
+        read_labelled(path, replace(settings, limit=2))
 
 
 @pytest.mark.parametrize("classes", [2, 3])

@@ -7,7 +7,7 @@ import pytest
 
 from t5x_lite import config as configuration
 from t5x_lite.cli import main
-from t5x_lite.planner.search import candidates
+from t5x_lite.planner.search import candidates, search
 from tests.conftest import REPOSITORY, Shell
 
 CONFIGS = REPOSITORY / "configs"
@@ -59,6 +59,22 @@ def test_a_search_tries_replicas_that_sum_their_gradients_once() -> None:
     assert tried == {(True, "microbatch"), (True, "step"), (False, "microbatch")}
     with_experts = candidates(configuration.load(CONFIGS / "switch/base_8.yaml", overrides), 16)
     assert {candidate.train.data_reduction for candidate in with_experts} == {"microbatch"}
+
+
+def test_a_search_leaves_out_meshes_that_a_stage_of_the_schedule_does_not_divide(tiny_config: Path) -> None:
+    """A short stage has 8 rows, so that no more than 8 devices share its batch."""
+    schedule = "data.schedule=[{name: short, batch_size: 8}, {name: long, after_steps: 6, batch_size: 64}]"
+    overrides = [
+        schedule,
+        "train.seq_len=2048",
+        "model.embed=512",
+        "model.heads=8",
+        "model.vocab=300",
+        "model.positions=rotary",
+    ]
+    config = configuration.load(tiny_config, overrides)
+    for plan in search(config, "h100:64"):
+        assert 8 % (plan.mesh.get("data", 1) * plan.mesh.get("fsdp", 1) * plan.microbatches) == 0
 
 
 @pytest.mark.slow

@@ -1,7 +1,10 @@
 """The analytic FLOPs: against every matrix product of the traced step, forward and backward, and by hand."""
 
+from pathlib import Path
+
 import pytest
 
+from t5x_lite import config as configuration
 from t5x_lite.config import RunConfig
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.spec import model_spec
@@ -10,6 +13,7 @@ from t5x_lite.objectives.objective import ExampleLengths
 from t5x_lite.objectives.supervised import Supervised
 from t5x_lite.planner.example import example_context
 from t5x_lite.train.flops import flops_per_example, quantized_flops_per_example
+from t5x_lite.train.step_flops import step_flops_per_example
 from tests.product_flops import count_product_flops, trace_gradient
 
 ROWS = 2
@@ -158,6 +162,29 @@ def test_flops_of_gpt2_by_hand() -> None:
     weights = 12 * 12 * 768**2 + 50257 * 768
     flops = flops_per_example(config, model_spec(config), ExampleLengths(1024, 1024))
     assert flops == 1024 * (6 * weights + 6 * 12 * 12 * 64 * 1024)
+
+
+def test_frozen_weights_have_no_gradients(tiny_config: Path, tiny_run: Path) -> None:
+    """Each of the matrices' weights counts 4 instead of 6 for a token; BitFit trains none of them."""
+    settings = ["model.tied=true", "model.bias=true", f"adapt.from={tiny_run}"]
+    flops = {}
+    for method in ("full", "bitfit"):
+        config = configuration.load(tiny_config, [*settings, f"adapt.method={method}", "model.vocab=300"])
+        flops[method] = step_flops_per_example(config, model_spec(config.model), ExampleLengths(16, 16))
+    model = config.model
+    weights = model.layers * (4 * model.embed**2 + 2 * model.embed * model.mlp) + 300 * model.embed
+    assert flops["full"] - flops["bitfit"] == 16 * 2 * weights
+
+
+def test_every_pass_over_sampled_answers_counts(tiny_config: Path, tiny_run: Path) -> None:
+    flops = {}
+    for epochs in (1, 3):
+        grpo = f"objective={{grpo: {{verifier: exact_match, group: 4, answer_len: 6, epochs: {epochs}}}}}"
+        adapted = [f"adapt.from={tiny_run}", "adapt.method=reference"]
+        settings = [grpo, *adapted, "tasks=verified", "model.vocab=300"]
+        config = configuration.load(tiny_config, settings)
+        flops[epochs] = step_flops_per_example(config, model_spec(config.model), ExampleLengths(16, 16, texts=4))
+    assert flops[3] == 3 * flops[1]
 
 
 def test_flops_of_t5_by_hand() -> None:

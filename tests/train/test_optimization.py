@@ -249,6 +249,7 @@ def test_the_global_norm_is_clipped_before_the_algorithm_sees_the_gradient() -> 
         ({"schedule": {"rsqrt": {"hold_steps": 4}}, "warmup_steps": 0}, {0: 1.0, 3: 1.0, 15: 0.5}),
         ({"schedule": {"wsd": {"decay": 0.5}}}, {0: 1.0, 9: 1.0, 15: 0.5, 20: 0.0}),
         ({"schedule": {"wsd": {"decay": 0.5}}, "warmup_steps": 5}, {4: 1.0, 10: 1.0, 15: 0.5, 20: 0.0}),
+        ({"schedule": {"wsd": {"decay": 0.8}}, "warmup_steps": 4}, {3: 1.0, 4: 1.0, 12: 0.5, 20: 0.0}),
         ({"schedule": {"wsd": {"decay": 0.5, "shape": "sqrt"}}}, {10: 1.0, 15: 1 - 0.5**0.5, 20: 0.0}),
         ({"schedule": {"wsd": {"decay": 0.5, "final": 0.2}}}, {10: 1.0, 15: 0.6, 20: 0.2}),
         ({"schedule": {"wsd": {"decay": 0.5, "shape": "sqrt", "final": 0.2}}}, {15: 1 - 0.8 * 0.5**0.5, 20: 0.2}),

@@ -7,6 +7,9 @@ from t5x_lite.arrays import Array
 from t5x_lite.schema import setting
 from t5x_lite.train.schedules.schedule import Horizon, Schedule
 
+ROUNDING = 1e-6
+"""Steps by which the product of a share and a number of steps may be too low."""
+
 
 class WarmupStableDecay(Schedule):
     """Constant, then a decay over the last share of steps (Hu et al. 2024, §4.2; Hägele et al. 2024, §3)."""
@@ -23,7 +26,7 @@ class WarmupStableDecay(Schedule):
 
     def warmup_problems(self, warmup_steps: int, steps: int) -> Iterator[str]:
         """Yield an error if the decay begins before the warm-up ends."""
-        if warmup_steps > (1 - self.decay) * steps:
+        if warmup_steps > (1 - self.decay) * steps + ROUNDING:
             yield (
                 f"optimizer.warmup_steps {warmup_steps} overlaps the decay, which takes the share {self.decay} "
                 f"(optimizer.schedule.wsd.decay) at the end of train.steps {steps}"
