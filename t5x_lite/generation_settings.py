@@ -27,8 +27,7 @@ def generation_settings(run: Run) -> JsonObject:
     Raises:
         UserError: the file is damaged.
     """
-    path = _imported_run(run).folder / GENERATION_FILE
-    return read_json_object(path) if path.is_file() else {}
+    return _read_settings(_imported_run(run))
 
 
 def end_tokens(run: Run) -> tuple[int, ...]:
@@ -37,12 +36,18 @@ def end_tokens(run: Run) -> tuple[int, ...]:
     Raises:
         UserError: the file of the settings is damaged.
     """
-    default = _imported_run(run).huggingface_config.get("eos_token_id")
-    token_ids = generation_settings(run).get("eos_token_id", default)
+    imported = _imported_run(run)
+    default = imported.huggingface_config.get("eos_token_id")
+    token_ids = _read_settings(imported).get("eos_token_id", default)
     if not isinstance(token_ids, list):
         token_ids = [token_ids]
     vocab = run.config.model.vocab or 0
     return tuple(token_id for token_id in token_ids if isinstance(token_id, int) and 0 <= token_id < vocab)
+
+
+def _read_settings(run: Run) -> JsonObject:
+    path = run.folder / GENERATION_FILE
+    return read_json_object(path) if path.is_file() else {}
 
 
 def _imported_run(run: Run) -> Run:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
-from typing import Any, Self
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -178,14 +178,17 @@ def _check_types(decoding: Decoding) -> None:
     """Refuse settings of another type, as a recipe or a program may have them."""
     for setting in fields(decoding):
         value = getattr(decoding, setting.name)
-        numbers: dict[Any, type] = {int: Integral, float: Real}
-        expected = numbers.get(setting.type)
-        if expected is not None and (isinstance(value, bool) or not isinstance(value, expected)):
-            title = "a whole number" if setting.type is int else "a number"
-            raise UserError(f"{setting.name} must be {title}, but is {value!r}")
+        if setting.type is int and not _is_number(value, Integral):
+            raise UserError(f"{setting.name} must be a whole number, but is {value!r}")
+        if setting.type is float and not _is_number(value, Real):
+            raise UserError(f"{setting.name} must be a number, but is {value!r}")
     for text in () if isinstance(decoding.stop, str) else decoding.stop:
         if not isinstance(text, str):
             raise UserError(f"stop is a list of texts, and {text!r} is none; write it in quotes")
     for token in () if isinstance(decoding.stop_tokens, int) else decoding.stop_tokens:
         if not isinstance(token, Integral):
             raise UserError(f"stop_tokens is a list of tokens, and {token!r} is none")
+
+
+def _is_number(value: object, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)

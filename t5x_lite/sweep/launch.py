@@ -55,12 +55,12 @@ def start(sweep: Sweep, *, yes: bool, environment: Mapping[str, str], estimate: 
         check_writable(sweep.config.dir)
     check_configs(runs)
     with lock_dir(sweep.folder, "another process runs this sweep; wait for it"), uploading():
-        write_plan(sweep, runs)
         log = StatusLog(sweep.folder / "sweep.jsonl")
         console = Console(stderr=True)
         states = {run.name: current_state(run, log) for run in runs}
         missing = [run for run in runs if states[run.name] not in FINAL_STATES]
         check_trunks(missing, runs)
+        write_plan(sweep, runs)
         seconds = estimate(sweep, missing, environment, console) if missing else {}
         show_plan(sweep, runs, states, seconds)
         if not missing:

@@ -191,6 +191,10 @@ def _bias_of_queries(of_blocks: Float[Array, "h g g"], offset: Int[Array, "l g"]
     """Return the rows of the queries' blocks; TPUs copy a row many times faster than they look up its offsets.
 
     A token without a block, which attends to no global token, has the last row.
+
+    Args:
+        of_blocks: the bias of each block of queries to the global token of each block.
+        offset: from the block of each query to every global token, of which the first is that of block 0.
     """
     block = -offset[:, 0]
     return of_blocks[:, jnp.minimum(block, of_blocks.shape[1] - 1)]
