@@ -35,6 +35,7 @@ trap 'stopping=yes; kill -TERM "${processes[@]}" 2>/dev/null || true' TERM INT
 run_job() {
   local port number process code status=0
   port="$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
+  [[ -z "$stopping" ]] || return 75
   echo "pod_sim: $count processes, coordinator 127.0.0.1:$port"
   processes=()
   for ((number = 0; number < count; number++)); do
@@ -47,6 +48,8 @@ run_job() {
     "${command[@]}" &
     processes+=("$!")
   done
+  # A signal may have come while the processes were starting.
+  [[ -z "$stopping" ]] || kill -TERM "${processes[@]}" 2>/dev/null || true
   local left=("${processes[@]}")
   while ((${#left[@]})); do
     code=0

@@ -148,6 +148,7 @@ class LocalCheckpoints:
     def _write(self, step: int, shards: list[tuple[str, Borders, np.ndarray]], meta: dict[str, object]) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._delete_incomplete()
             stored = []
             offset = 0
             with self._data_file(step).open("wb") as file:
@@ -163,6 +164,15 @@ class LocalCheckpoints:
                 self._delete(old_step)
         except OSError as error:
             logger.warning("%s: the state of step %d is not kept: %s (checkpoint.local)", self.folder, step, error)
+            with suppress(OSError):
+                self._delete_incomplete()
+
+    def _delete_incomplete(self) -> None:
+        """Delete states that were not written to their end: of a full disk, or of a process that was killed."""
+        steps = set(self._steps())
+        for path in self.folder.glob("*.bin"):
+            if path.stem.isdecimal() and int(path.stem) not in steps:
+                path.unlink()
 
     def wait(self) -> None:
         """Wait until the newest state is written."""

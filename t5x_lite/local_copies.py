@@ -23,7 +23,7 @@ from t5x_lite.storage import explained, is_remote, open_store
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-NOT_COPIED = ("checkpoints", "tensorboard", "profile", "logs", "runs")
+NOT_COPIED = ("checkpoints", "tensorboard", "profile", "runs")
 """Folders of a run directory or a sweep that are not read from its copy; they may be large."""
 UPLOAD_SECONDS = 30.0
 """Shortest time between two uploads while a run trains."""

@@ -49,6 +49,13 @@ def test_the_newest_state_is_restored_bit_for_bit_and_two_are_kept(tmp_path: Pat
     assert checkpoints.restore(target_of(STATE), after=6) is None
 
 
+def test_what_a_full_disk_or_a_killed_process_leaves_is_deleted(tmp_path: Path) -> None:
+    checkpoints = save_steps(tmp_path, 2)
+    (checkpoints.folder / "3.bin").write_bytes(b"part of a state")
+    assert save_steps(tmp_path, 4).folder == checkpoints.folder
+    assert {path.name for path in checkpoints.folder.iterdir()} == {"2.json", "2.bin", "4.json", "4.bin"}
+
+
 @pytest.mark.parametrize("fault", ["flipped", "truncated", "no data", "no summary", "not JSON"])
 def test_a_damaged_state_is_passed_over(tmp_path: Path, fault: str) -> None:
     checkpoints = save_steps(tmp_path, 2, 4)

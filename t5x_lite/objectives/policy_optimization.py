@@ -14,7 +14,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.models.config import Family
 from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LossSettings, LossSums
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features
-from t5x_lite.objectives.special_tokens import text_start
+from t5x_lite.objectives.special_tokens import split_start, text_start
 from t5x_lite.objectives.supervised import Answer, Record, Supervised, TaskTokenizer
 from t5x_lite.schema import Int, OneOf, setting
 from t5x_lite.verifiers import VERIFIERS, Verifier
@@ -142,12 +142,12 @@ class PolicyOptimization(Supervised):
     def examples(self, record: Record, tokenizer: TaskTokenizer, context: ExampleContext) -> list[Features]:
         self.check_record(record)
         length = context.seq_len - self.answer_len
-        start = text_start(context)
-        if isinstance(record["prompt"], list):
-            start = ()  # the chat template writes it itself
         prompt = encode_prompt(record, tokenizer)
         if not len(prompt):
             raise ValueError("`prompt` has no tokens")
+        start = np.array(text_start(context), np.int32)
+        if isinstance(record["prompt"], list):
+            start, prompt = split_start(prompt, context)  # the chat template writes it itself
         prompt = np.concatenate([start, prompt[-(length - len(start)) :]])
         reference = np.frombuffer(reference_text(record).encode(), np.uint8)
         padding = length - len(prompt)

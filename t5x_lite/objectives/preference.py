@@ -21,7 +21,7 @@ from t5x_lite.objectives.model_protocols import (
     LossSums,
 )
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features
-from t5x_lite.objectives.special_tokens import input_start, virtual_tokens
+from t5x_lite.objectives.special_tokens import input_start, split_start, virtual_tokens
 from t5x_lite.objectives.supervised import Record, Supervised, TaskTokenizer
 from t5x_lite.schema import setting
 
@@ -87,7 +87,9 @@ class Preference(Comparison, Supervised):
     def examples(self, record: Record, tokenizer: TaskTokenizer, context: ExampleContext) -> list[Features]:
         self.check_record(record)
         pairs = [self._encode(record, role, tokenizer, context) for role in ANSWERS]
-        features = stacked([_answer_features(prompt, answer, context) for prompt, answer in pairs])
+        # Both answers follow one prompt (Rafailov et al. 2023, equation 7), in their code too if it is cut.
+        longest = max(len(answer) for _, answer in pairs)
+        features = stacked([_answer_features(prompt, answer, longest, context) for prompt, answer in pairs])
         features["loss_weights"] = np.array(1, np.float32)
         return [features]
 
@@ -139,14 +141,17 @@ class Preference(Comparison, Supervised):
         return policy, jax.lax.stop_gradient(reference)
 
 
-def _answer_features(prompt: np.ndarray, answer: np.ndarray, context: ExampleContext) -> Features:
-    """Return the features of a prompt with one answer."""
-    soft = prompt[prompt < 0]
-    words = prompt[len(soft) :]
-    room = context.seq_len + 1 - len(soft)  # the last token is only a target
-    answer = answer[: room - 1]
-    words = words[max(len(words) + len(answer) - room, 0) :]
-    text = np.concatenate([soft, words, answer])
+def _answer_features(prompt: np.ndarray, answer: np.ndarray, longest: int, context: ExampleContext) -> Features:
+    """Return the features of a prompt with one answer.
+
+    A prompt without room for the longest answer to it loses its first tokens, but for those before every text.
+    """
+    room = context.seq_len + 1  # the last token is only a target
+    start, words = split_start(prompt, context)
+    room_for_words = max(room - len(start) - longest, 1)
+    words = words[max(len(words) - room_for_words, 0) :]
+    answer = answer[: room - len(start) - len(words)]
+    text = np.concatenate([start, words, answer])
     features = token_features(text[:-1], np.ones(len(text) - 1, np.int32), context.seq_len)
     features["targets"] = pad(text[1:], context.seq_len)
     is_answer = np.arange(1, len(text)) >= len(text) - len(answer)

@@ -129,6 +129,17 @@ def input_start(context: ExampleContext) -> Int[np.ndarray, "n"]:
     return np.concatenate([virtual_tokens(context.num_virtual_tokens), start])
 
 
+def split_start(
+    ids: Int[np.ndarray, "n"], context: ExampleContext
+) -> tuple[Int[np.ndarray, "m"], Int[np.ndarray, "k"]]:
+    """Return what comes before every text in a prompt, virtual tokens and those of `text_start`, and the rest."""
+    size = int((ids < 0).sum())
+    start = text_start(context)
+    if tuple(ids[size : size + len(start)]) == start:
+        size += len(start)
+    return ids[:size], ids[size:]
+
+
 def virtual_tokens(num_virtual_tokens: int) -> Int[np.ndarray, "n"]:
     """Return the ids -1, -2, … of so many virtual tokens, which an adaptation puts before each text of a task."""
     return -1 - np.arange(num_virtual_tokens, dtype=np.int32)

@@ -258,6 +258,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     the same step without a collective in every step.
     """
     is_requested = False
+    has_reached_stop = False
     is_single_process = jax.process_count() == 1
 
     def request_stop(number: int, frame: FrameType | None) -> None:
@@ -272,8 +273,10 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
         if is_single_process:
             return is_requested
         # JAX compares these numbers for equality, from 1: a signal before the first step of a resumed run would be lost
-        # with the number of the step.
-        return multihost_utils.reached_preemption_sync_point(next(_steps_of_process))
+        # with the number of the step. Its answer is true for one step, in which a loss spike may send the run back.
+        nonlocal has_reached_stop
+        has_reached_stop |= multihost_utils.reached_preemption_sync_point(next(_steps_of_process))
+        return has_reached_stop
 
     signals = [signal.SIGINT]
     if is_single_process:

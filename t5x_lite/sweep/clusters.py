@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from t5x_lite.errors import UserError
+from t5x_lite.storage import is_remote
 from t5x_lite.sweep.config import Sweep
 from t5x_lite.sweep.planned_run import PlannedRun, job_name
 from t5x_lite.sweep.process_slots import last_line
@@ -87,14 +88,27 @@ def submit_to_slurm(sweep: Sweep, runs: Sequence[PlannedRun], states: Mapping[st
         elif states.get(run.after) != "diverged":
             branches.append(run)
     arrays = [array_runs for array_runs in (independent_runs, branches) if array_runs]
-    first_number = len(list(sweep.folder.glob("array-*.txt")))
+    folder = _shared_folder(sweep)
+    first_number = len(list(folder.glob("array-*.txt")))
     for number, array_runs in enumerate(arrays, first_number):
-        list_path = (sweep.folder / f"array-{number}.txt").absolute()
+        list_path = folder / f"array-{number}.txt"
         job = _submit_array(sweep, array_runs, job_of_run, list_path)
         for task, run in enumerate(array_runs, start=1):
             log.set(run.name, "submitted", job=f"{job}_{task}")
             job_of_run[run.name] = job
     return len(independent_runs) + len(branches)
+
+
+def _shared_folder(sweep: Sweep) -> Path:
+    """Return the folder of the lists and logs of job arrays, which all nodes see.
+
+    Of a sweep in a bucket it is `sweeps/NAME` where the command runs, since the local copy is of this process.
+    """
+    folder = sweep.folder
+    if sweep.config.dir is not None and is_remote(sweep.config.dir):
+        folder = Path("sweeps") / sweep.name
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder.absolute()
 
 
 def _submit_array(sweep: Sweep, runs: Sequence[PlannedRun], job_of_run: Mapping[str, str], list_path: Path) -> str:
@@ -110,7 +124,7 @@ def _submit_array(sweep: Sweep, runs: Sequence[PlannedRun], job_of_run: Mapping[
             raise UserError(f"{run.config}: white space in the path of a config splits it on the cluster; rename it")
     lines = [" ".join([run.config, *run.words]) + "\n" for run in runs]
     list_path.write_text("".join(lines), encoding="utf-8")
-    log_pattern = (sweep.folder / "%A_%a.log").absolute()
+    log_pattern = list_path.with_name("%A_%a.log")
     options = [f"--array=1-{len(runs)}%{sweep.config.jobs}", f"--output={log_pattern}"]
     trunk_jobs = set()
     for run in runs:

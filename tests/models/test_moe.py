@@ -461,6 +461,11 @@ def test_biases_of_routers_move_against_the_load_and_have_no_gradient() -> None:
     expected_change = 0.001 * np.sign(loads.mean(1, keepdims=True) - loads)
     change = bias_of(loss.update_biases(params)) - bias_of(params)
     np.testing.assert_allclose(change, expected_change, atol=1e-9)
+    # Where the first layers are frozen, `params` has the biases of the last ones alone.
+    trained = jax.tree.map(lambda array: array, params)
+    trained["decoder"]["stack"]["layers"]["1"]["feedforward"]["bias"] = bias_of(params)[-1:]
+    change = bias_of(loss.update_biases(trained)) - bias_of(trained)
+    np.testing.assert_allclose(change, expected_change[-1:], atol=1e-9)
 
 
 def test_the_memory_of_dispatch_grows_linearly_with_the_tokens() -> None:

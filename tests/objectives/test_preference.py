@@ -94,9 +94,17 @@ def test_rows_hold_the_prompt_and_one_answer_each_and_weigh_the_answer() -> None
 def test_a_long_prompt_loses_its_first_tokens_and_a_long_answer_its_last() -> None:
     record = {"prompt": "abcdef", "chosen": "xy", "rejected": "lmnopqrstuv"}
     (features,) = Preference().examples(record, TOKENIZER, context(5))
-    assert features["tokens"].tolist() == [[23, 24, 25, 43, 44], [25, 31, 32, 33, 34]]
-    assert features["targets"].tolist() == [[24, 25, 43, 44, 1], [31, 32, 33, 34, 35]]
-    assert features["answer_weights"].tolist() == [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]
+    assert features["tokens"].tolist() == [[25, 43, 44, 0, 0], [25, 31, 32, 33, 34]]
+    assert features["targets"].tolist() == [[43, 44, 1, 0, 0], [31, 32, 33, 34, 35]]
+    assert features["answer_weights"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+
+
+def test_both_answers_follow_one_prompt_that_keeps_its_beginning() -> None:
+    """Rafailov et al. 2023, equation 7: both are given the same x, cut for the longer of them."""
+    record = {"prompt": "abcdef", "chosen": "xyz", "rejected": "l"}
+    (features,) = Preference().examples(record, TOKENIZER, context_with_bos(7, "decoder"))
+    assert features["tokens"].tolist() == [[BOS, 23, 24, 25, 43, 44, 45], [BOS, 23, 24, 25, 31, 0, 0]]
+    assert features["answer_weights"].tolist() == [[0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 0, 0]]
 
 
 @pytest.mark.parametrize(

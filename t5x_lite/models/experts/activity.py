@@ -98,7 +98,7 @@ class RouterLoss:
         for path, rate in self.bias_update_rates.items():
             name = f"{path}.bias"
             if name in flat:  # not among those that train where it is frozen
-                load = self.loads[path]
+                load = self.loads[path][-len(flat[name]) :]  # of the last layers, where the others are frozen
                 flat[name] += rate * jnp.sign(load.mean(-1, keepdims=True) - load)
         return unflatten_names(flat)
 
