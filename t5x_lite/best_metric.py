@@ -72,8 +72,8 @@ def metric_names(config: "RunConfig") -> Sequence[str]:
     return list(names)
 
 
-def seldom_ranked(config: "RunConfig") -> str | None:
-    """Return a line that says that few checkpoints are evaluated, and few evaluated states saved; None if they meet.
+def best_checkpoint_notice(config: "RunConfig") -> str | None:
+    """Return a line that says that few steps are both evaluated and saved; None if all of one kind are of the other.
 
     The best checkpoint is chosen among the checkpoints of steps at which `checkpoint.best_metric` is evaluated.
     """

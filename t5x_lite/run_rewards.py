@@ -19,7 +19,7 @@ from t5x_lite.models.loss_terms import Batch
 from t5x_lite.objectives.features import stacked
 from t5x_lite.objectives.objective import Features
 from t5x_lite.objectives.reward import Reward
-from t5x_lite.objectives.special_tokens import build_text_features, num_encoder_special_tokens, text_start
+from t5x_lite.objectives.special_tokens import build_text_features, num_encoder_special_tokens, split_start
 from t5x_lite.objectives.supervised import pooled_states
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.run_data import example_context
@@ -158,10 +158,7 @@ class RunRewards:
 
     def _build_features(self, answer: SampledAnswer) -> Features:
         """Return the features of a prompt with its answer, as the reward run has learnt them."""
-        prompt = answer.prompt_ids
-        start = text_start(self._context)
-        if tuple(prompt[: len(start)]) == start:  # `build_text_features` adds it too
-            prompt = prompt[len(start) :]
+        _, prompt = split_start(answer.prompt_ids, self._context)  # `build_text_features` adds the start too
         texts = [prompt, answer.answer_ids]
         if not self._reads_pairs:
             texts = [np.concatenate(texts)]

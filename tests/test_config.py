@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from t5x_lite import config, schema
-from t5x_lite.best_metric import seldom_ranked
+from t5x_lite.best_metric import best_checkpoint_notice
 from t5x_lite.cli import main
 from t5x_lite.errors import UserError
 from t5x_lite.models.attention.kinds import AttentionKind, Dense, Local
@@ -635,12 +635,12 @@ def test_checkpoints_that_are_seldom_evaluated_are_told(
     small: Path, eval_steps: int, checkpoint_steps: int, steps: int, rare: bool
 ) -> None:
     intervals = [f"eval.every_steps={eval_steps}", f"checkpoint.every_steps={checkpoint_steps}", f"train.steps={steps}"]
-    told = seldom_ranked(config.load(small, intervals))
+    told = best_checkpoint_notice(config.load(small, intervals))
     assert (told is not None) == rare
     if told is not None:
         by_hand = [step for step in range(1, steps) if step % eval_steps == 0 and step % checkpoint_steps == 0]
         assert f"among those of every {by_hand[0]} steps" in told
-        assert seldom_ranked(config.load(small, [*intervals, "checkpoint.keep_best=0"])) is None
+        assert best_checkpoint_notice(config.load(small, [*intervals, "checkpoint.keep_best=0"])) is None
 
 
 def test_a_problem_of_several_settings_is_where_the_command_line_has_set_one_of_them(small: Path) -> None:

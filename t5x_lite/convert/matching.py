@@ -22,6 +22,7 @@ DROPOUT = {
     "weight_dropout",
     "layer_dropout",
 }
+"""Names of settings by which activations or weights are dropped in training."""
 COMPUTATION_AND_TRAINING = {"init", "compute", "remat", "unroll", "kernel", "chunk", "pipeline_microbatches"}
 ROUTER_LOSSES_AND_BUFFERS = {"balance", "over", "z_loss", "jitter", "buffer", "update"}
 NOT_COMPARED = DROPOUT | COMPUTATION_AND_TRAINING | ROUTER_LOSSES_AND_BUFFERS

@@ -269,6 +269,7 @@ class Generator:
         return params, logits, state
 
     def _with_end_tokens(self, decoding: DecodingT) -> DecodingT:
+        """Return the settings with the end tokens of the model beside those that they have."""
         return replace(decoding, stop_tokens=(*decoding.stop_tokens, *self._end_tokens))
 
     def _mesh_context(self) -> AbstractContextManager[object]:

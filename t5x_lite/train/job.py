@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from t5x_lite.best_metric import seldom_ranked
+from t5x_lite.best_metric import best_checkpoint_notice
 from t5x_lite.config import RunConfig
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.data.training_data import ExampleSequence, TrainingData
@@ -59,9 +59,9 @@ class Job:
         if self.attention_kernels:
             kernels = "; ".join(f"{kind} by {kernel}" for kind, kernel in self.attention_kernels.items())
             notices.append(f"attention: {kernels}")
-        seldom = seldom_ranked(self.config)
-        if seldom is not None:
-            notices.append(seldom)
+        notice = best_checkpoint_notice(self.config)
+        if notice is not None:
+            notices.append(notice)
         if self.changed_settings:
             notices.append(f"continuing with changed settings: {self.changed_settings}")
         return notices + self.data.describe(run_dir)

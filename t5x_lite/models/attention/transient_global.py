@@ -168,8 +168,8 @@ def _attend_to_global_tokens(
     settings = replace(settings, limits=replace(limits, chunk_bytes=chunk_bytes))
     offset_bias = None
     if bias is not None:
-        of_blocks = diagonal_tiles(bias, bias.shape[1] // 2)[:, 0]
-        offset_bias = partial(_bias_of_queries, of_blocks)
+        block_bias = diagonal_tiles(bias, bias.shape[1] // 2)[:, 0]
+        offset_bias = partial(_bias_of_queries, block_bias)
 
     def attend_row(
         query: Array, key: Array, value: Array, row: DocumentBlocks, segment_ids: Array, dropout_key: Array | None
@@ -187,17 +187,17 @@ def _attend_to_global_tokens(
     return jax.vmap(attend_row)(*rows)
 
 
-def _bias_of_queries(of_blocks: Float[Array, "h g g"], offset: Int[Array, "l g"]) -> Float[Array, "h l g"]:
+def _bias_of_queries(block_bias: Float[Array, "h g g"], offset: Int[Array, "l g"]) -> Float[Array, "h l g"]:
     """Return the rows of the queries' blocks; TPUs copy a row many times faster than they look up its offsets.
 
     A token without a block, which attends to no global token, has the last row.
 
     Args:
-        of_blocks: the bias of each block of queries to the global token of each block.
+        block_bias: the bias of each block of queries to the global token of each block.
         offset: from the block of each query to every global token, of which the first is that of block 0.
     """
     block = -offset[:, 0]
-    return of_blocks[:, jnp.minimum(block, of_blocks.shape[1] - 1)]
+    return block_bias[:, jnp.minimum(block, block_bias.shape[1] - 1)]
 
 
 jax.tree_util.register_dataclass(DocumentBlocks)
