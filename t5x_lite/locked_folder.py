@@ -2,7 +2,7 @@
 
 import fcntl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import jax
@@ -16,8 +16,8 @@ from t5x_lite.run_layout import LOCK_FILE
 def lock_dir(folder: Path, locked_message: str, config_key: str = "") -> Iterator[None]:
     """Create a folder and lock it against other jobs on this machine. The job's first process holds the lock.
 
-    On a file system without locks there is a warning, and no lock. After a `UserError` inside, a new folder that is
-    still empty is deleted.
+    On a file system without locks there is a warning, and no lock. After a `UserError` inside, the folders that were
+    created here are deleted if they are still empty.
 
     Args:
         folder: the folder.
@@ -30,7 +30,7 @@ def lock_dir(folder: Path, locked_message: str, config_key: str = "") -> Iterato
     if jax.process_index() > 0:
         yield
         return
-    is_new = not folder.exists()
+    new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock_file = (folder / LOCK_FILE).open("w")
@@ -45,7 +45,9 @@ def lock_dir(folder: Path, locked_message: str, config_key: str = "") -> Iterato
         try:
             yield
         except UserError:
-            if is_new and [path.name for path in folder.iterdir()] == [LOCK_FILE]:
+            if new_folders and [path.name for path in folder.iterdir()] == [LOCK_FILE]:
                 (folder / LOCK_FILE).unlink()
-                folder.rmdir()
+                with suppress(OSError):  # a parent that others have begun to use is not empty
+                    for path in new_folders:
+                        path.rmdir()
             raise

@@ -11,7 +11,7 @@ import time
 import traceback
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -38,6 +38,10 @@ _steps_of_process = itertools.count(1)
 """Numbers of the steps of this process, over all its runs."""
 _HEARTBEATS = "t5x_lite/alive/"
 """Folder of the heartbeats in the job's key-value store."""
+_EXIT_CODES = "t5x_lite/exit_code/"
+"""Folder of the exit codes of processes that have found wrong input, in the job's key-value store."""
+_is_ending = threading.Event()
+"""Set when this process has found wrong input and is about to end."""
 
 
 def initialize(cache_dir: str) -> None:
@@ -62,7 +66,7 @@ def initialize(cache_dir: str) -> None:
         jax.config.update("jax_compilation_cache_dir", join(absolute(cache_dir), "compiled"))
     # `process_count` comes last, because it starts the devices with the settings above.
     if jax.process_count() > 1:
-        threading.Thread(target=_send_heartbeats, name="heartbeat", daemon=True).start()
+        threading.Thread(target=_follow_job, name="heartbeat", daemon=True).start()
 
 
 def _read_number(variable: str) -> int:
@@ -121,21 +125,44 @@ def _key_value_store() -> Any:
     return jax_distributed.global_state.client
 
 
-def _send_heartbeats() -> None:
-    """Write an increasing number to the job's key-value store until the job ends."""
+def _follow_job() -> None:
+    """Send heartbeats until the job ends, and end this process if another one has found wrong input."""
     store = _key_value_store()
     key = f"{_HEARTBEATS}{jax.process_index()}"
     failures = 0
     for number in itertools.count():
         try:
             store.key_value_set(key, str(number), allow_overwrite=True)
+            exit_codes = store.key_value_dir_get(_EXIT_CODES)
         except jax.errors.JaxRuntimeError:
             failures += 1
             if failures == MOST_FAILED_HEARTBEATS:
                 return  # the store has ended with the job
         else:
             failures = 0
+            if exit_codes and not _is_ending.is_set():
+                _end_with_process(*exit_codes[0])
         time.sleep(HEARTBEAT_SECONDS)
+
+
+def _end_with_process(key: str, exit_code: str) -> None:
+    """End this process with the exit code of another one, which has printed the reason.
+
+    Args:
+        key: the key of the exit code in the job's store. It ends with the number of the other process.
+        exit_code: the exit code.
+    """
+    local_copies.finish()
+    other = key.rpartition("/")[2]
+    print(f"t5x-lite: process {jax.process_index()} ends with process {other}", file=sys.stderr, flush=True)
+    if jax.process_index() == 0:
+        _wait_for_heartbeats()
+    os._exit(int(exit_code))
+
+
+def _wait_for_heartbeats() -> None:
+    """Wait until all other processes have read the job's key-value store, which ends with the first process."""
+    time.sleep(2 * HEARTBEAT_SECONDS)
 
 
 def silent_processes() -> list[int]:
@@ -159,7 +186,8 @@ def silent_processes() -> list[int]:
 def abort_together() -> Iterator[None]:
     """End this process at once after an error inside, if it is one of several; the error names processes that are lost.
 
-    An orderly exit would wait for the other processes, which wait for this one. When it ends, they see that.
+    An orderly exit would wait for the other processes, which wait for this one. After wrong input, which one process
+    may find alone, the others end with the same exit code. When this process ends otherwise, they see that.
     """
     try:
         yield
@@ -172,10 +200,20 @@ def abort_together() -> Iterator[None]:
         if isinstance(error, UserError):
             message = " ".join(local_copies.with_urls(str(error)).splitlines())
             print(f"t5x-lite: {message}", file=sys.stderr, flush=True)
-            time.sleep(HEARTBEAT_SECONDS)  # other processes may have the same error to print
+            _end_others(error)
             os._exit(error.exit_code)
         traceback.print_exception(error)
         os._exit(1)
+
+
+def _end_others(error: UserError) -> None:
+    """Let the other processes end with the exit code of an error, unless it is that one of them is lost."""
+    _is_ending.set()
+    if not isinstance(error, ProcessLost):
+        with suppress(jax.errors.JaxRuntimeError):  # the store has ended with the first process
+            key = f"{_EXIT_CODES}{jax.process_index()}"
+            _key_value_store().key_value_set(key, str(error.exit_code), allow_overwrite=True)
+    _wait_for_heartbeats()
 
 
 def _is_caused_by_jax(error: BaseException | None) -> bool:

@@ -66,8 +66,11 @@ def scale_learning_rates(
 ) -> optax.GradientTransformation:
     """Multiply the learning rate of each parameter by a factor that changes during the run.
 
+    While its factor is 0, a parameter stays as it is, and its moments follow its gradients. With moments of 0 and a
+    count of updates that is not, Adam's first update would be sqrt(1 / (1 - b2)) * (1 - b1) times the rate, 3.2 of it.
+
     Args:
-        inner: the optimizer. It sees no gradient of a parameter whose factor is 0.
+        inner: the optimizer.
         steps: updates of the whole run.
         factors: the factors. One with leading axes holds a factor for each index of these axes.
     """
@@ -82,8 +85,7 @@ def scale_learning_rates(
             return factor.reshape(*factor.shape, *[1] * (update.ndim - factor.ndim))
 
         scales = jax.tree.map(add_trailing_axes, factors(count / steps, updates), updates)
-        visible = jax.tree.map(lambda scale, update: jnp.where(scale > 0, update, 0), scales, updates)
-        new_updates, inner_state = inner.update(visible, inner_state, params)
+        new_updates, inner_state = inner.update(updates, inner_state, params)
         return jax.tree.map(jnp.multiply, new_updates, scales), (count + 1, inner_state)
 
     return optax.GradientTransformation(init, update)

@@ -16,6 +16,9 @@ class Store:
         self.calls = 0
         self.values: list[str] = []
 
+    def key_value_dir_get(self, key: str) -> list[tuple[str, str]]:
+        return []
+
     def key_value_set(self, key: str, value: str, **options: Any) -> None:
         self.calls += 1
         if self.calls in self.failing:
@@ -36,7 +39,7 @@ def send_heartbeats(store: Store, periods: int, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(distributed, "_key_value_store", lambda: store)
     monkeypatch.setattr(distributed.time, "sleep", sleep)
-    distributed._send_heartbeats()
+    distributed._follow_job()
 
 
 def test_heartbeats_go_on_after_one_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from jaxtyping import Int
 
 from t5x_lite.cli import main
 from t5x_lite.errors import UserError
+from t5x_lite.locked_folder import lock_dir
 from t5x_lite.parallel import distributed
 from tests.conftest import REPOSITORY, lines
 from tests.simulated_devices import simulated
@@ -284,6 +285,17 @@ def test_wrong_input_is_not_tried_again(tiny_config: Path, tmp_path: Path) -> No
     assert job.returncode == 2
     assert "did you mean" in output
     assert "starting again, " not in output
+
+
+def test_wrong_input_that_one_process_finds_ends_all_of_them(tiny_config: Path, tmp_path: Path) -> None:
+    """The first process alone locks the run directory."""
+    run = tmp_path / "run"
+    with lock_dir(run, "held by the test", "run_dir"):
+        first, second = start_processes(2, "-m", "t5x_lite", "train", tiny_config, f"run_dir={run}")
+        errors = first.communicate(timeout=120)[1]
+        assert "another process trains this run" in errors
+        assert "process 1 ends with process 0" in second.communicate(timeout=120)[1]
+    assert (first.returncode, second.returncode) == (2, 2)
 
 
 @pytest.mark.slow

@@ -123,5 +123,5 @@ def test_a_second_process_cannot_train_the_same_run(
 
 
 def test_a_run_that_cannot_begin_leaves_no_folder(tiny_config: Path, tmp_path: Path) -> None:
-    assert train(tiny_config, tmp_path / "run", f"data.files={tmp_path}/missing.txt") == 2
-    assert not (tmp_path / "run").exists()
+    assert train(tiny_config, tmp_path / "runs" / "run", f"data.files={tmp_path}/missing.txt") == 2
+    assert not (tmp_path / "runs").exists()

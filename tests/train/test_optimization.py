@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from t5x_lite.models.layers import WeightAxes
 from t5x_lite.train.config import OptimizerConfig
-from t5x_lite.train.optimization import make_optimizer, make_schedule
+from t5x_lite.train.optimization import make_optimizer, make_schedule, scale_learning_rates
 from t5x_lite.train.optimizers import OPTIMIZERS
 from t5x_lite.train.rounding import round_stochastically
 
@@ -289,6 +289,23 @@ def test_the_updates_of_a_step_have_its_learning_rate() -> None:
         updates, state = optimizer.update({"w": jnp.ones((2, 2))}, state, params)
         rates.append(-float(updates["w"][0, 0]))
     assert rates == [1.0, 1.0, 1.0, 0.75, 0.75, 0.75, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25]
+
+
+def test_a_parameter_that_joins_late_moves_by_its_learning_rate() -> None:
+    """Adam moves by the rate while the gradient is constant (Kingma & Ba 2015, §2.1). Index 1 joins at the fifth."""
+    settings = {"method": "adamw", "weight_decay": 0.0, "learning_rate": 0.1}
+    inner = optimizer_for(settings, {"bias": AXES["bias"]})
+
+    def factors(progress: Float[jax.Array, ""], params: Arrays) -> dict[str, jax.Array]:
+        return {"bias": jnp.stack([jnp.ones(()), jnp.where(progress < 4 / RUN_STEPS, 0.0, 0.5)])}
+
+    optimizer = scale_learning_rates(inner, RUN_STEPS, factors)
+    params = {"bias": np.zeros((2, 3), np.float32)}
+    grads = {"bias": np.full((2, 3), 2.0, np.float32)}
+    for count, second in ((4, 0.0), (5, -0.05), (7, -0.15)):
+        moved = apply_updates(optimizer, params, [grads] * count)["bias"]
+        np.testing.assert_allclose(moved[0], -0.1 * count, rtol=1e-5)
+        np.testing.assert_allclose(moved[1], second, rtol=1e-5)
 
 
 def test_stochastic_rounding_gives_a_neighbour_and_the_right_mean() -> None:
