@@ -1,4 +1,4 @@
-"""The heartbeats of the processes of a job."""
+"""What the processes of a job tell each other: heartbeats, and requests to stop."""
 
 from typing import Any
 
@@ -47,6 +47,15 @@ def test_heartbeats_go_on_after_one_that_failed(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(Ended):
         send_heartbeats(store, 5, monkeypatch)
     assert store.values == ["0", "3", "4", "5"]
+
+
+def test_a_request_to_stop_lasts_beyond_the_step_at_which_jax_reports_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """JAX reports it at one step, in which a loss spike may send the run back."""
+    reports = iter([False, True, False, False])
+    monkeypatch.setattr(distributed.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed.multihost_utils, "reached_preemption_sync_point", lambda step: next(reports))
+    with distributed.stop_requests() as should_stop:
+        assert [should_stop() for _ in range(4)] == [False, True, True, True]
 
 
 def test_heartbeats_end_with_the_store(monkeypatch: pytest.MonkeyPatch) -> None:

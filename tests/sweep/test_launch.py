@@ -192,13 +192,37 @@ def test_slurm_makes_branches_wait_for_their_trunks(make_sweep: SweepFactory, cl
     assert "--dependency=afterany:12" in branch_call
 
 
-def test_gke_receives_one_jobset_per_run_once(cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = cluster / "sweep"
+@pytest.fixture
+def bucket_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The local copy of a sweep's folder in a bucket, in which no run has begun."""
+    folder = tmp_path / "copy"
     folder.mkdir()
-    monkeypatch.setattr("t5x_lite.sweep.config.local_path", lambda name: folder)  # the copy of what is in the bucket
+    monkeypatch.setattr("t5x_lite.sweep.config.local_path", lambda name: folder)
     monkeypatch.setattr(launch, "check_writable", lambda name: None)
     monkeypatch.setattr(launch, "read_steps", lambda run_dir: [])
     monkeypatch.setattr(launch, "has_diverged", lambda run_dir: False)
+    return folder
+
+
+def test_slurm_reads_the_list_of_a_sweep_in_a_bucket_from_a_folder_that_all_nodes_see(
+    make_sweep: SweepFactory, cluster: Path, bucket_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(cluster)
+    sweep = make_sweep(
+        axes={"rate": {"optimizer.learning_rate": [0.1, 0.2]}}, where="slurm", dir="gs://models/sweeps/grid"
+    )
+    (cluster / "answers/sbatch").write_text("4711\n")
+    assert launch.start(sweep, yes=True, environment=dict(os.environ), estimate=no_estimate) == 0
+    (call,) = calls_of(cluster, "sbatch")
+    shared = cluster / "sweeps/grid"
+    assert f"--output={shared}/%A_%a.log" in call
+    list_path = Path(call.split()[-1])
+    assert list_path.parent == shared
+    assert 'run_dir="gs://models/sweeps/grid/runs/learning-rate0.1"' in list_path.read_text()
+    assert not list(bucket_copy.glob("array-*"))
+
+
+def test_gke_receives_one_jobset_per_run_once(cluster: Path, bucket_copy: Path) -> None:
     path = cluster / "gke.yaml"
     options = ["--image=a/b:1", "--bucket=models", "--accelerator=tpu-v5p-slice", "--topology=2x2x1"]
     words = [word for option in options for word in option.split("=")]
