@@ -28,6 +28,8 @@ MINIMAL_CONFIG = {
     "model": {"layers": 2, "embed": 48, "heads": 6, "positions": "rotary"},
     "train": {"steps": 1000, "batch_size": 8, "seq_len": 128},
 }
+MIGRATION = REPOSITORY / "docs/guides/migrate.md"
+"""Its tables have the names of other codebases in the first column, and the settings of this one in the second."""
 SHOWN_FILES = {block.title for block in all_code_blocks() if block.title}
 """Files that the pages tell the reader to write."""
 
@@ -93,6 +95,16 @@ def check_command(words: list[str], where: str) -> None:
         is_group = any(setting.startswith(f"{key}.") for setting in settings)
         assert "=" in override, f"{where}: {override} is neither an option nor an override"
         assert key in settings or is_group or key == "key", f"{where}: there is no setting {key}"
+
+
+def test_settings_to_migrate_to_exist() -> None:
+    settings = {setting.key for setting in schema.explain(RunConfig)} | {"base"}
+    rows = re.findall(r"^\| `[^|]*\| ([^|]*) \|[^|]*\|$", MIGRATION.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    names = [name for cell in rows for name in re.findall(r"`([^`]*)`", cell)]
+    assert len(names) > 80
+    for name in names:
+        is_group = any(setting.startswith(f"{name}.") for setting in settings)
+        assert name in settings or is_group, f"{page_name(MIGRATION)}: there is no setting {name}"
 
 
 @pytest.fixture(scope="module")
