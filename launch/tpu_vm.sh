@@ -52,8 +52,11 @@ case "${runtime:-$type}" in
   v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
   v6e-*) runtime=v2-alpha-tpuv6e ;;
 esac
+[[ -n "$runtime" ]] || { echo "tpu_vm.sh: --type $type: name its software by --runtime" >&2; exit 2; }
 location=(--zone "$zone" ${project:+--project "$project"})
 stopping="" asked=""
+# The first words of the program on a host: the shells that start it, follow it and write exit_code are others.
+program='^\.venv/bin/python -m t5x_lite train'
 
 log() { echo "tpu_vm: $*" >&2; }
 
@@ -101,7 +104,8 @@ create() {
     log "$name is $now"
     case "$now" in
       ACTIVE) ;;
-      FAILED | SUSPENDED | SUSPENDING) return 75 ;;
+      FAILED) return 1 ;;
+      SUSPENDED | SUSPENDING) return 75 ;;
       *) sleep "${T5X_LITE_POLL:-30}" ;;
     esac
   done
@@ -129,9 +133,9 @@ train() {
     "> train.log 2>&1; echo \$? > exit_code' > /dev/null 2>&1 &)"
 }
 
-# Asks the program to save and stop. The pattern is its first words, since the shell that writes exit_code must not end.
+# Asks the program to save and stop.
 ask_to_stop() {
-  if [[ -z "$asked" ]] && run_on all "pkill -TERM -of '^\.venv/bin/python -m t5x_lite train' || true"; then
+  if [[ -z "$asked" ]] && run_on all "pkill -TERM -of '$program' || true"; then
     asked=yes
   fi
 }
@@ -143,8 +147,9 @@ follow() {
     # A signal is seen when the command in the foreground ends, so ssh is in the background, and that one is short.
     # (A signal just before `wait` is seen at the end of ssh.) With -m, `leave` can end ssh and all around it together.
     set -m
-    run_on 0 "cd t5x_lite && (timeout ${T5X_LITE_FOLLOW:-300} tail -n +\$((\$(cat shown 2>/dev/null || echo 0) + 1)) -F train.log" \
-      "--pid=\$(pgrep -of 't5x_lite train' || echo 1)" "2>/dev/null || true); wc -l < train.log > shown" </dev/null &
+    run_on 0 "cd t5x_lite && next=\$((\$(cat shown 2>/dev/null || echo 0) + 1)); if pid=\$(pgrep -of '$program');" \
+      "then timeout ${T5X_LITE_FOLLOW:-300} tail -n +\$next -F train.log --pid=\$pid 2>/dev/null;" \
+      "else tail -n +\$next train.log; fi; wc -l < train.log > shown" </dev/null &
     follower=$!
     set +m
     while kill -0 "$follower" 2>/dev/null; do

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from t5x_lite.data.corpus_lock import lock_folder
-from t5x_lite.locked_folder import lock_dir
-from t5x_lite.sweep.process_pool import is_locked
+from t5x_lite.errors import UserError
+from t5x_lite.locked_folder import is_locked, lock_dir
 
 LOCKS: dict[str, Callable[[Path], AbstractContextManager[None]]] = {
     "corpus": lambda folder: lock_folder(str(folder)),
@@ -57,3 +57,12 @@ def test_a_run_on_a_file_system_without_locks_is_not_waited_for(
     (tmp_path / ".lock").touch()
     monkeypatch.setattr(fcntl, "flock", fail_to_lock(errno.ENOLCK))
     assert not is_locked(tmp_path)
+
+
+def test_a_run_in_a_bucket_is_locked_on_this_machine() -> None:
+    with lock_dir("gs://models/runs/one", "locked"):
+        assert is_locked("gs://models/runs/one/")
+        assert not is_locked("gs://models/runs/two")
+        with pytest.raises(UserError, match="gs://models/runs/one: locked"), lock_dir("gs://models/runs/one", "locked"):
+            pass
+    assert not is_locked("gs://models/runs/one")

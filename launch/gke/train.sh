@@ -41,9 +41,10 @@ reject() {
   exit 2
 }
 [[ "${settings[name]}" =~ ^[a-z]([-a-z0-9]{0,30}[a-z0-9])?$ ]] || reject "${settings[name]}" "a name consists of lower case letters, digits and -"
-[[ "${settings[topology]}" =~ ^[0-9]+(x[0-9]+){1,2}$ ]] || reject "--topology ${settings[topology]}" "write for example 4x4x4"
-for number in slices chips-per-host failures; do
-  [[ "${settings[$number]}" =~ ^[0-9]+$ ]] || reject "--$number ${settings[$number]}" "must be a number"
+[[ "${settings[topology]}" =~ ^[1-9][0-9]*(x[1-9][0-9]*){1,2}$ ]] || reject "--topology ${settings[topology]}" "write for example 4x4x4"
+[[ "${settings[failures]}" =~ ^[0-9]+$ ]] || reject "--failures ${settings[failures]}" "must be a number"
+for number in slices chips-per-host; do
+  [[ "${settings[$number]}" =~ ^[1-9][0-9]*$ ]] || reject "--$number ${settings[$number]}" "must be a number from 1"
 done
 chips=$((${settings[topology]//x/*}))
 ((settings[chips-per-host] <= chips)) || settings[chips-per-host]="$chips"

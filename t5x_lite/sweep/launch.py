@@ -54,7 +54,7 @@ def start(sweep: Sweep, *, yes: bool, environment: Mapping[str, str], estimate: 
     if sweep.config.dir is not None:
         check_writable(sweep.config.dir)
     check_configs(runs)
-    with lock_dir(sweep.folder, "another process runs this sweep; wait for it"), uploading():
+    with lock_dir(sweep.config.dir or sweep.folder, "another process runs this sweep; wait for it"), uploading():
         log = StatusLog(sweep.folder / "sweep.jsonl")
         console = Console(stderr=True)
         states = {run.name: current_state(run, log) for run in runs}

@@ -1,23 +1,20 @@
 """Runs as processes of this machine, several at the same time: retried, stopped together, and shown."""
 
-import fcntl
 import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from rich.progress import BarColumn, TaskID
 
 from t5x_lite.errors import STOPPED, Diverged, UserError
-from t5x_lite.file_locks import lock_file
 from t5x_lite.local_copies import UPLOAD_SECONDS, with_urls
+from t5x_lite.locked_folder import is_locked
 from t5x_lite.metrics_file import is_number
 from t5x_lite.parallel.distributed import handle_signals
 from t5x_lite.progress import print_line, progress_bar
-from t5x_lite.run_layout import LOCK_FILE
 from t5x_lite.storage import is_remote
 from t5x_lite.sweep.config import Sweep
 from t5x_lite.sweep.planned_run import PlannedRun
@@ -122,7 +119,7 @@ class ProcessPool:
                 self.pending.remove(run)
                 self.final_states[run.name] = "skipped"
                 self._set_state(run, "skipped", reason=f"{run.after}, which it branches off, is {trunk_state}")
-            elif trunk_state == "done" and self.slots.has_free_slot and not is_locked(Path(run.run_dir)):
+            elif trunk_state == "done" and self.slots.has_free_slot and not is_locked(run.run_dir):
                 self.pending.remove(run)
                 self._start(run)
 
@@ -207,13 +204,3 @@ def _failure_reason(process: SlotProcess, state: str) -> str:
     if state == "failed":
         return f"{reason}; see {with_urls(str(process.output))}"
     return reason
-
-
-def is_locked(run_dir: Path) -> bool:
-    """Return whether a process still trains this run, such as one that outlived an earlier start of the sweep."""
-    with suppress(FileNotFoundError), (run_dir / LOCK_FILE).open() as lock:
-        try:
-            lock_file(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from t5x_lite.config import RunConfig
 from t5x_lite.data.training_data import ExampleSequence, TrainingData
-from t5x_lite.local_copies import local_path, uploading
+from t5x_lite.local_copies import uploading
 from t5x_lite.locked_folder import lock_dir
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.distributed import abort_together, stop_requests
@@ -49,7 +49,7 @@ def train(config: RunConfig) -> tuple[Run, bool]:
     """
     locked_message = "another process trains this run; wait for it or give another run_dir"
     # Before the data, whose preparation may take hours: another start in the meantime must know of this one.
-    with lock_dir(local_path(str(config.run_dir)), locked_message, "run_dir"):
+    with lock_dir(str(config.run_dir), locked_message, "run_dir"):
         job = open_job(config)
         with jax.set_mesh(job.mesh), stop_requests() as stop:
             return _train_job(job, stop)

@@ -117,7 +117,9 @@ def test_the_manifest_distinguishes_wrong_input_from_preemptions() -> None:
     [
         (("--topology", "4x4;x"), "write for example 4x4x4"),
         (("--image", "$(reboot)"), "unexpected character"),
+        (("--topology", "08x4x4"), "write for example 4x4x4"),
         (("--slices", "two"), "must be a number"),
+        (("--chips-per-host", "0"), "must be a number from 1"),
         (("--imge", "x"), "unknown option --imge"),
     ],
 )
@@ -148,3 +150,51 @@ def test_the_local_script_passes_overrides_to_the_command_and_not_to_the_install
     install_calls = [call for call in calls if " pip install " in call]
     assert [call.split()[-2:] for call in install_calls] == [["-e", "."]]
     assert calls[-1] == f"t5x-lite train {REPOSITORY}/configs/quickstart.yaml train.steps=3"
+
+
+FAKE_PYTHON = """#!/bin/bash
+# Creates a virtual environment with this program as its python, slowly, and installs slowly what FAIL does not forbid.
+echo "$*" >> "$CALLS"
+case "$*" in
+  "-m venv .venv")
+    mkdir -p .venv/bin && cp "$0" .venv/bin/python && sleep 0.5
+    echo "export VIRTUAL_ENV=$PWD/.venv PATH=$PWD/.venv/bin:\\$PATH" > .venv/bin/activate ;;
+  *"pip install"*) sleep 0.5; exit "${FAIL:-0}" ;;
+esac
+"""
+INSTALL = f"source {REPOSITORY}/tools/environment.sh cuda"
+
+
+def start_installation(folder: Path, **environment: str) -> subprocess.Popen[str]:
+    """Start the installation of an environment in a folder, with a program in place of Python."""
+    program = folder / "python3"
+    program.write_text(FAKE_PYTHON)
+    program.chmod(0o755)
+    (folder / "tools").mkdir(exist_ok=True)
+    for name in ("setup.cfg", "tools/constraints.txt"):
+        (folder / name).touch()
+    variables = os.environ | {"T5X_LITE_PYTHON": str(program), "CALLS": str(folder / "calls"), **environment}
+    variables.pop("VIRTUAL_ENV", None)
+    return subprocess.Popen(["bash", "-c", INSTALL], cwd=folder, env=variables, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.skipif(shutil.which("flock") is None, reason="flock is not installed")
+def test_two_starts_at_once_create_and_install_one_environment(tmp_path: Path) -> None:
+    for start in [start_installation(tmp_path) for _ in range(2)]:
+        assert start.wait(timeout=30) == 0
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls.count("-m venv .venv") == 1
+    assert sum("pip install" in call for call in calls) == 1
+
+
+def test_an_environment_whose_creation_was_interrupted_is_created_again(tmp_path: Path) -> None:
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/python").touch(mode=0o755)
+    assert start_installation(tmp_path).wait(timeout=30) == 0
+    assert (tmp_path / ".venv/bin/activate").exists()
+
+
+def test_a_failed_installation_is_tried_again(tmp_path: Path) -> None:
+    assert start_installation(tmp_path, FAIL="1").wait(timeout=30) == 1
+    assert start_installation(tmp_path).wait(timeout=30) == 0
+    assert sum("pip install" in call for call in (tmp_path / "calls").read_text().splitlines()) == 2

@@ -39,15 +39,15 @@ def test_a_preempted_tpu_is_requested_again_and_deleted_at_the_end(tmp_path: Pat
     assert done.returncode == 0, done.stderr
     assert "preempted; starting again, 99 preemptions left" in done.stderr
     calls = (tmp_path / "calls").read_text().splitlines()
-    verbs = ["create", "delete", "scp", "m t5x_lite train", "tail -n"]
+    verbs = ["create", "delete", "scp", "nohup sh -c", "tail -n"]
     observed_verbs: list[str] = []
     for call in calls:
         observed_verbs += [verb for verb in verbs if verb in call]
-    first_verbs = ["create", "scp", "m t5x_lite train", "tail -n"]
+    first_verbs = ["create", "scp", "nohup sh -c", "tail -n"]
     assert observed_verbs == [*first_verbs, "delete", *first_verbs, "delete"]
     create_call = next(call for call in calls if "create" in call)
     assert "--accelerator-type v5p-256 --runtime-version v2-alpha-tpuv5 --spot" in create_call
-    train_call = next(call for call in calls if "m t5x_lite train" in call)
+    train_call = next(call for call in calls if "nohup sh -c" in call)
     quoted_command = train_call.partition("--command ")[2].partition("sh -c ")[2].partition(" > /dev/null")[0]
     unquoted = run_bash("-c", f"printf '%s\\n' {quoted_command.replace('.venv/bin/python', 'echo')}")
     assert "run_dir=/gcs/x" in unquoted.stdout
@@ -64,7 +64,7 @@ def test_the_dry_run_of_a_tpu_prints_every_command_and_runs_none() -> None:
 
 FAKE_TPU = """#!/usr/bin/env bash
 # A TPU that is never preempted. FAIL is a command that fails, and UNSEEN how often the slice cannot be seen while it
-# trains. With WAITS, training goes on until it is asked to stop.
+# trains. With WAITS, training goes on until it is asked to stop. STATE is what is said of the slice.
 echo "${0##*/} $*" >> "$CALLS"
 case " ${0##*/} $*" in
   *" ${FAIL:-nothing} "*) exit 7 ;;
@@ -74,7 +74,7 @@ case " ${0##*/} $*" in
       echo >> "$CALLS.unseen"
       exit 1
     fi
-    echo ACTIVE ;;
+    echo "${STATE:-ACTIVE}" ;;
   *"queued-resources create"*) touch "$CALLS.exists" ;;
   *"queued-resources delete"*) rm "$CALLS.exists" ;;
   *"pkill "*) touch "$CALLS.stopped" ;;
@@ -110,7 +110,35 @@ def test_a_slice_that_cannot_be_created_or_installed_is_a_failure(tmp_path: Path
     assert done.returncode == 7, done.stderr
     assert "failed with exit code 7; starting again, 0 failures left" in done.stderr
     assert count_calls(tmp_path, f"{command} ") == 2
-    assert count_calls(tmp_path, "m t5x_lite train") == 0
+    assert count_calls(tmp_path, "nohup sh -c") == 0
+
+
+def test_a_request_that_fails_counts_as_a_failure(tmp_path: Path) -> None:
+    environment = put_in_path(tmp_path, FAKE_TPU, "gcloud", "tar")
+    done = run_bash(*TRAIN, **environment, STATE="FAILED", T5X_LITE_FAILURES="2")
+    assert done.returncode == 1, done.stderr
+    assert count_calls(tmp_path, "resources create") == 3
+
+
+def test_a_type_without_known_software_is_refused() -> None:
+    done = run_bash(LAUNCH / "tpu_vm.sh", "run1", "configs/quickstart.yaml", "--zone", "z", "--type", "v3-8")
+    assert done.returncode == 2
+    assert "--type v3-8: name its software by --runtime" in done.stderr
+
+
+def test_the_log_of_a_program_that_has_ended_is_shown_at_once(tmp_path: Path) -> None:
+    """The command that follows the log runs here as on a host, after three lines of four were shown."""
+    done = run_bash(LAUNCH / "tpu_vm.sh", "--dry-run", "follow", *TRAIN[1:])
+    (command,) = (line for line in done.stderr.splitlines() if "tail" in line)
+    (tmp_path / "t5x_lite").mkdir()
+    (tmp_path / "t5x_lite/train.log").write_text("one\ntwo\nthree\nfour\n")
+    (tmp_path / "t5x_lite/shown").write_text("3\n")
+    unquoted = run_bash("-c", f"printf %s {command.partition('--command ')[2]}").stdout
+    shown = subprocess.run(
+        ["bash", "-c", unquoted], cwd=tmp_path, capture_output=True, text=True, timeout=20, check=True
+    )
+    assert shown.stdout == "four\n"
+    assert (tmp_path / "t5x_lite/shown").read_text().strip() == "4"
 
 
 @pytest.mark.parametrize(("unseen", "slices"), [(2, 1), (3, 2)])
@@ -118,7 +146,7 @@ def test_a_slice_that_cannot_be_seen_is_lost_only_after_three_looks(tmp_path: Pa
     environment = put_in_path(tmp_path, FAKE_TPU, "gcloud", "tar")
     done = run_bash(*TRAIN, **environment, UNSEEN=str(unseen))
     assert done.returncode == 0, done.stderr
-    assert count_calls(tmp_path, "m t5x_lite train") == slices
+    assert count_calls(tmp_path, "nohup sh -c") == slices
     assert count_calls(tmp_path, "resources create") == slices
     assert count_calls(tmp_path, "resources delete") == slices
 
@@ -145,7 +173,8 @@ def send_signal_while_it_trains(folder: Path, number: int) -> tuple[int, str]:
 def test_on_sigterm_the_program_saves_and_the_slice_is_deleted(tmp_path: Path) -> None:
     exit_code, output = send_signal_while_it_trains(tmp_path, signal.SIGTERM)
     assert exit_code == 75, output
-    assert count_calls(tmp_path, "m t5x_lite train") == 2  # it is started once, and asked to stop once
+    assert count_calls(tmp_path, "nohup sh -c") == 1
+    assert count_calls(tmp_path, "pkill ") == 1
     assert count_calls(tmp_path, "resources create") == 1
     calls = (tmp_path / "calls").read_text().splitlines()
     assert "resources delete" in calls[-1]

@@ -1,12 +1,15 @@
 """Trackers: TensorBoard, Weights & Biases offline, and MLflow with a folder."""
 
+import errno
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from tensorboardX.event_file_writer import EventsWriter
 
 from t5x_lite import config as configuration
 from t5x_lite.cli import main
@@ -15,6 +18,7 @@ from t5x_lite.extras import require_library
 from t5x_lite.train.metrics import MetricsWriter
 from t5x_lite.train.trackers.background import BackgroundWriter
 from t5x_lite.train.trackers.open_trackers import open_trackers
+from t5x_lite.train.trackers.tensorboard import TensorBoard
 from t5x_lite.train.trackers.tracker import TrackedRun, Tracker, TrackerWriter
 from tests.conftest import lines
 
@@ -180,6 +184,15 @@ def test_a_tracker_that_hangs_delays_only_the_end_and_not_for_long(tmp_path: Pat
 def test_a_tracker_that_comes_back_gets_the_later_steps(tmp_path: Path) -> None:
     assert len(write_three_steps(Late(), tmp_path)) == 1
     assert RECORDED == [2, 3, -1]
+
+
+def test_a_full_disk_ends_tensorboard_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flush(writer: EventsWriter) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(EventsWriter, "flush", flush)
+    reports = write_three_steps(TensorBoard(), tmp_path)
+    assert reports == ["tracker broken failed, and training goes on without it: [Errno 28] No space left on device"]
 
 
 @pytest.mark.slow
