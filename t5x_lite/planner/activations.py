@@ -23,7 +23,7 @@ from t5x_lite.models.remat_policy import (
 )
 from t5x_lite.objectives.objective import ExampleLengths
 from t5x_lite.planner.workload import Workload
-from t5x_lite.train.tokens_of_weight import tokens_of_weight
+from t5x_lite.train.tokens_of_weight import SECOND_MODELS, tokens_of_weight
 from t5x_lite.trees import flatten_names
 
 PRODUCTS = (PROJECTION, INNER_PRODUCT, OUTPUT_PRODUCT)
@@ -88,7 +88,7 @@ def period_activations(workload: Workload, platform: str) -> PeriodActivations:
     inner_values = 0.0
     shapes = flatten_names(workload.spec.shapes)
     for name, axes in flatten_names(workload.spec.axes).items():
-        if axes.inputs == 0 or ".stack.layers." not in name or name.startswith("generator"):
+        if axes.inputs == 0 or ".stack.layers." not in name or name.startswith(("generator", *SECOND_MODELS)):
             continue
         matrix = _Matrix.of(axes, shapes[name].shape)
         matrix_count = matrix.count * _token_share(name, model, workload.lengths)

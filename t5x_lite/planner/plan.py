@@ -22,7 +22,7 @@ from t5x_lite.parallel.mesh import check_sharded, make_mesh
 from t5x_lite.planner.collectives import required_collectives, time_collectives
 from t5x_lite.planner.compile import compile_train_step
 from t5x_lite.planner.compiler_estimate import estimate_step
-from t5x_lite.planner.example import example_lengths
+from t5x_lite.planner.example import example_lengths, with_vocab_of_tokenizer
 from t5x_lite.planner.figures import CompiledFigures, EstimateFigures, ModelledFigures
 from t5x_lite.planner.gpu_target import gpu_target
 from t5x_lite.planner.memory import modelled_memory
@@ -120,7 +120,7 @@ def make_plan(config: RunConfig, topology: str, slices: int = 1, pod: Pod | None
     pod = pod or find_pod(topology, slices)
     mesh = make_mesh(config.mesh, list(pod.devices))
     check_mesh(mesh, config, pod.platform)
-    config = config.of_stage(config.largest_stage)
+    config = with_vocab_of_tokenizer(config.of_stage(config.largest_stage))
     available_bytes = SHARE_OF_MEMORY * chip_of(pod.device_kind).memory
     if config.model.remat != "auto":
         return _plan_policy(config, mesh, pod, topology, slices)
@@ -161,9 +161,10 @@ def plan_least_recomputation(
 def _plan_policy(config: RunConfig, mesh: Mesh, pod: Pod, topology: str, slices: int) -> Plan:
     """Plan a config whose policy of rematerialisation is known."""
     kernels = check_mesh(mesh, config, pod.platform)
+    lengths = example_lengths(config)
     spec = model_spec(config.model, config.method.surgery).with_blank_characters(config.model)
     check_sharded(mesh, spec.axes, spec.shapes)
-    workload = Workload(config, spec, example_lengths(config), mesh)
+    workload = Workload(config, spec, lengths, mesh)
     compiled: CompiledFigures = {}
     largest_buffers: list[str] = []
     with jax.set_mesh(mesh):

@@ -16,7 +16,7 @@ from t5x_lite.models.remat_policy import LEAST_RECOMPUTATION_FIRST
 from t5x_lite.models.spec import ModelSpec, model_spec
 from t5x_lite.parallel.config import MeshConfig
 from t5x_lite.parallel.mesh import check_sharded, make_mesh
-from t5x_lite.planner.example import example_lengths
+from t5x_lite.planner.example import example_lengths, with_vocab_of_tokenizer
 from t5x_lite.planner.memory import cautious_bytes
 from t5x_lite.planner.plan import LANES, Plan, chip_of, describe_plan, make_plan
 from t5x_lite.planner.remat_choice import SHARE_OF_MEMORY
@@ -46,6 +46,8 @@ def search(config: RunConfig, topology: str, slices: int = 1, pod: Pod | None = 
         UserError: see `make_plan`; no mesh divides the pod, the model and the batch.
     """
     pod = pod or find_pod(topology, slices)
+    config = with_vocab_of_tokenizer(config)
+    example_lengths(config)  # raises if the vocabulary is not known
     console = Console(stderr=True)
     ranked = _rank_by_formula(config, topology, slices, pod, console)
     if not pod.can_compile:

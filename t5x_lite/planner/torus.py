@@ -61,9 +61,10 @@ def torus_seconds(kind: str, axes: tuple[str, ...], sent: float, mesh: Mesh, chi
         mesh: the devices.
         chip: their links.
     """
-    spans, devices = _spans(mesh, axes, chip)
+    spans, devices, sharers = _spans(mesh, axes, chip)
     if not spans:
         return 0.0  # the devices of one chip
+    sent *= sharers
     least_links = sum(span.least_links for span in spans)
     if kind == "collective-permute":
         return sent / (min(least_links, 2) * chip.link_rate)
@@ -85,11 +86,18 @@ def _crossing_bytes(array_bytes: float, positions: int) -> float:
 
 
 @functools.cache
-def _spans(mesh: Mesh, axes: tuple[str, ...], chip: Chip) -> tuple[tuple[_Span, ...], int]:
-    """Return the axes of the torus along which the devices of a group differ inside one slice, and their number."""
+def _spans(mesh: Mesh, axes: tuple[str, ...], chip: Chip) -> tuple[tuple[_Span, ...], int, int]:
+    """Return what a group of devices spans in one slice.
+
+    Returns:
+        The axes of the torus along which its devices differ, their number, and how many groups have devices on the same
+        chip, whose links they share.
+    """
     index: list[int | slice] = [slice(None) if axis in axes else 0 for axis in mesh.shape]
     group = _positions(list(mesh.devices[tuple(index)].flat))
-    sizes = np.ptp(_positions(list(mesh.devices.flat)), axis=0) + 1
+    every_position = _positions(list(mesh.devices.flat))
+    sizes = np.ptp(every_position, axis=0) + 1
+    is_on_first_chip = [(positions == group[0]).all(axis=1).sum() for positions in (every_position, group)]
     spans = []
     for positions, size, is_ring in zip(group.T, sizes, _closed_axes(sizes, chip), strict=True):
         distinct = np.unique(positions)
@@ -97,7 +105,7 @@ def _spans(mesh: Mesh, axes: tuple[str, ...], chip: Chip) -> tuple[tuple[_Span, 
             spacing = int(np.diff(distinct).min())
             is_closed = is_ring and len(distinct) * spacing == size
             spans.append(_Span(len(distinct), spacing, is_closed))
-    return tuple(spans), len(group)
+    return tuple(spans), len(group), int(is_on_first_chip[0] // is_on_first_chip[1])
 
 
 def _positions(devices: Sequence[jax.Device]) -> Int[np.ndarray, "devices 3"]:

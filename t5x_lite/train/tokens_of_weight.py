@@ -1,13 +1,20 @@
 """Tokens that are multiplied with each weight, by its name: FLOPs and activations are counted from them."""
 
+from t5x_lite.adapt import reference, two_towers
 from t5x_lite.models.character_config import CharacterCNN
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layer_path import depth_of_stack, parse_layer_path
 from t5x_lite.objectives.objective import ExampleLengths
 
+SECOND_MODELS = (reference.PREFIX, two_towers.PREFIX)
+"""Beginnings of the names of weights of a second model: a text passes the encoder of queries or that of passages, and
+the forward pass of a reference is counted by `step_flops_per_example`."""
+
 
 def tokens_of_weight(model: ModelConfig, name: str, lengths: ExampleLengths) -> int:
     """Return how many tokens of a text are multiplied with a weight, each time that it is used."""
+    if name.startswith(SECOND_MODELS):
+        return 0
     if name == "discriminator.tokens.weight" and _has_other_output_table(model):
         return 0
     name = name.removeprefix("generator.").removeprefix("discriminator.")

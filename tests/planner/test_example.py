@@ -1,5 +1,7 @@
 """Examples that are made without text and without a tokenizer."""
 
+from pathlib import Path
+
 import pytest
 
 from t5x_lite import config as configuration
@@ -30,6 +32,13 @@ def test_every_kind_of_config_has_features_without_text_or_tokenizer(name: str) 
     assert features["tokens"].shape == (config.train.seq_len,)
     assert any(weights.sum() > 0 for key, weights in features.items() if key.endswith("_weights"))
     assert ("continues" in features) == (config.data.order == "consecutive")
+
+
+def test_features_that_depend_on_records_are_refused(tiny_run: Path) -> None:
+    settings = [f"adapt.from={tiny_run}", "tasks=reward", "task_form=head", "model.vocab=300"]
+    config = configuration.load(CONFIGS / "quickstart.yaml", settings)
+    with pytest.raises(UserError, match=r"the shapes of objective reward depend on records; add --no-compile"):
+        example_features(config)
 
 
 def test_rows_of_more_spans_than_sentinels_are_refused_as_in_training() -> None:

@@ -107,6 +107,19 @@ def test_of_equally_fast_candidates_the_one_that_sends_least_comes_first(t5x_lit
     assert sent == pytest.approx((best["microbatches"] * 3 * 2 * gathered + 2 * states) * 15 / 16)
 
 
+@pytest.mark.parametrize("options", [[], ["--search"]])
+def test_a_config_without_a_vocabulary_is_planned_with_that_of_its_tokenizer(
+    options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["plan", "quickstart", "--topology", "h100:1", "--no-compile", "--json", *options]
+    assert main(words) == 0
+    report = json.loads(capsys.readouterr().out)
+    plan = report["candidates"][0] if options else report
+    assert plan["parameters"] == 2_557_888  # README, "Two commands"
+    assert main([*words, "tokenizer={file: {path: none.model}}"]) == 2
+    assert "plan needs `model.vocab`" in capsys.readouterr().err
+
+
 def test_a_search_prints_one_json_object(tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", str(tiny_config), "--topology", "h100:1", "--no-compile", "--search", "--json", "model.vocab=300"]
     assert main(words) == 0

@@ -38,6 +38,36 @@ class HashableMesh:
         self.devices = devices
 
 
+@pytest.mark.parametrize(("fsdp", "tensor", "groups_on_a_chip"), [(64, 2, 2), (128, 1, 1)])
+def test_groups_on_the_same_chips_share_their_links(fsdp: int, tensor: int, groups_on_a_chip: int) -> None:
+    """Two devices on each chip of a torus of 4 x 4 x 4. Six links bring a chip what each group on it gathers.
+
+    Of two devices in one group, each sends 127/128 of an array of which the chip receives 63/64.
+    """
+    coords = [position for position in product(range(4), repeat=3) for _ in range(2)]
+    devices = [SimpleNamespace(coords=position, slice_index=0) for position in coords]
+    grid = np.array(devices, dtype=object).reshape(fsdp, tensor)
+    mesh = cast(Mesh, HashableMesh({"fsdp": fsdp, "tensor": tensor}, grid))
+    chip = CHIPS["TPU7x"]
+    seconds = torus_seconds("all-gather", ("fsdp",), BYTES * (fsdp - 1) / fsdp, mesh, chip)
+    assert seconds == pytest.approx(groups_on_a_chip * BYTES * 63 / 64 / (6 * chip.link_rate))
+
+
+@pytest.mark.parametrize(
+    ("name", "gigabits", "chips"),
+    [
+        ("TPU v4", 200, 4),
+        ("TPU v5 lite", 2 * 100, 8),
+        ("TPU v5", 200, 4),
+        ("TPU v6 lite", 4 * 200, 8),
+        ("TPU7x", 100, 2),
+    ],
+)
+def test_the_chips_of_a_host_share_its_network(name: str, gigabits: int, chips: int) -> None:
+    """Google Cloud's pages on v5e and v6e give the cards of a host, and that on TPU7x the rate of a chip, 2 devices."""
+    assert CHIPS[name].network_rate == gigabits * 1e9 / 8 / chips
+
+
 def test_a_ring_of_eight_takes_the_times_of_how_to_scale_your_model() -> None:
     """Part 3 of Austin et al. 2025: bytes / W to gather, bytes / 4W for an all-to-all, W both ways of a link.
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from t5x_lite import config as configuration
+from t5x_lite.adapt.two_towers import TwoTowers
 from t5x_lite.config import RunConfig
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.spec import model_spec
@@ -176,15 +177,27 @@ def test_frozen_weights_have_no_gradients(tiny_config: Path, tiny_run: Path) -> 
     assert flops["full"] - flops["bitfit"] == 16 * 2 * weights
 
 
+def test_a_text_of_two_towers_passes_one_of_them() -> None:
+    config = ModelConfig.model_validate({**SIZES, "family": "encoder", "head": {"outputs": 0}})
+    lengths = ExampleLengths(128, 1, texts=3)
+    towers = model_spec(config, TwoTowers().surgery)
+    assert towers.parameters > 1.9 * model_spec(config).parameters
+    assert flops_per_example(config, towers, lengths) == flops_per_example(config, model_spec(config), lengths)
+
+
 def test_every_pass_over_sampled_answers_counts(tiny_config: Path, tiny_run: Path) -> None:
+    """Forward and backward `epochs` times, and once the forward passes, a third each, of policy and reference."""
     flops = {}
     for epochs in (1, 3):
         grpo = f"objective={{grpo: {{verifier: exact_match, group: 4, answer_len: 6, epochs: {epochs}}}}}"
         adapted = [f"adapt.from={tiny_run}", "adapt.method=reference"]
         settings = [grpo, *adapted, "tasks=verified", "model.vocab=300"]
         config = configuration.load(tiny_config, settings)
-        flops[epochs] = step_flops_per_example(config, model_spec(config.model), ExampleLengths(16, 16, texts=4))
-    assert flops[3] == 3 * flops[1]
+        lengths = ExampleLengths(16, 16, texts=4)
+        spec = model_spec(config.model, config.method.surgery)
+        flops[epochs] = step_flops_per_example(config, spec, lengths)
+    flops_of_model = flops_per_example(config.model, model_spec(config.model), lengths)
+    assert flops == {epochs: pytest.approx((epochs + 2 / 3) * flops_of_model) for epochs in (1, 3)}
 
 
 def test_flops_of_t5_by_hand() -> None:
