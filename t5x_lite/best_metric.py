@@ -73,14 +73,23 @@ def metric_names(config: "RunConfig") -> Sequence[str]:
 
 
 def best_checkpoint_notice(config: "RunConfig") -> str | None:
-    """Return a line that says that few steps are both evaluated and saved; None if all of one kind are of the other.
+    """Return a line that says that no evaluation ranks checkpoints, or that few steps are both evaluated and saved.
 
-    The best checkpoint is chosen among the checkpoints of steps at which `checkpoint.best_metric` is evaluated.
+    The best checkpoint is chosen among the checkpoints of steps at which `checkpoint.best_metric` is evaluated. None if
+    all steps that are saved are evaluated, or the other way around.
     """
     checkpoint = config.checkpoint
-    if config.objective is None or not checkpoint.keep_best or checkpoint.every_steps >= config.train.steps:
+    if config.objective is None or not checkpoint.keep_best:
         return None
     run = _evaluated_run(config)
+    names = metric_names(config)
+    if names and not _is_among(checkpoint.best_metric, names):
+        return (
+            f"checkpoint.best_metric: no evaluator of the run reports {checkpoint.best_metric}, so that no best "
+            f"checkpoint is kept; set it to one of {join_first(names, LISTED_NAMES)}"
+        )
+    if checkpoint.every_steps >= config.train.steps:
+        return None
     intervals = []
     for evaluator in config.evaluators:
         if _is_among(checkpoint.best_metric, evaluator.metric_names(run)):

@@ -9,6 +9,7 @@ from t5x_lite.errors import UserError, one_line
 from t5x_lite.local_copies import local_path
 from t5x_lite.models.config import DECODER_SETTINGS, ModelConfig
 from t5x_lite.objectives import OBJECTIVES, Objective
+from t5x_lite.objectives.policy_optimization import PolicyOptimization
 from t5x_lite.objectives.supervised import Supervised
 from t5x_lite.run_layout import CONFIG_FILE
 from t5x_lite.schema import Config, OneOf, Settings
@@ -44,7 +45,8 @@ def _task_names(tasks: object) -> tuple[str, ...]:
 def _read_model_of_run(folder: str, family: object) -> Settings:
     """Return the model settings of a run that is to be adapted.
 
-    Of ELECTRA, the discriminator is adapted; of an encoder_decoder the encoder, if the config's `family` is that.
+    Of ELECTRA, the discriminator is adapted; of an encoder_decoder the encoder, if the config's `family` is that. The
+    head of a policy estimates rewards in its own training alone.
     """
     path = local_path(folder) / CONFIG_FILE
     try:
@@ -58,9 +60,18 @@ def _read_model_of_run(folder: str, family: object) -> Settings:
         raise UserError(f"adapt.from {path}: is not the config of a run: it has no model")
     if model.get("family") == "electra":
         model = {**model, "family": "encoder", "generator": None}
+    if _is_policy_objective(values.get("objective")):
+        model = {**model, "head": None}
     if model.get("family") == "encoder_decoder" and family == "encoder":
         model = {name: value for name, value in model.items() if name not in DECODER_SETTINGS}
     return model
+
+
+def _is_policy_objective(objective: object) -> bool:
+    """Return whether the setting of a run's objective names one that samples answers."""
+    name = next(iter(objective), None) if isinstance(objective, dict) else objective
+    kind = OBJECTIVES.get(name) if isinstance(name, str) else None
+    return kind is not None and issubclass(kind, PolicyOptimization)
 
 
 class _ObjectiveSetting(Config):
@@ -96,7 +107,7 @@ def _add_head(model: Settings, objective_values: Settings) -> Settings:
     if not isinstance(objective, Supervised):
         return model
     family = model.get("family", "decoder")
-    head = objective.head(ModelConfig.model_construct(family=family))
+    head = objective.head(ModelConfig.model_construct(family=family, query_stream=bool(model.get("query_stream"))))
     if head is None:
         return model
     model = {**model, "head": head.model_dump(mode="json")}

@@ -24,8 +24,9 @@ from t5x_lite.objectives.supervised import pooled_states
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.run_data import example_context
 from t5x_lite.run_dir import Run, open_run, split_step
-from t5x_lite.run_weights import load_weights
+from t5x_lite.run_weights import BaseCheckpoint, fingerprint, load_weights
 from t5x_lite.tasks import find_task
+from t5x_lite.trees import flatten_names
 from t5x_lite.verifiers import Verifier
 
 
@@ -50,6 +51,10 @@ class SampledAnswer:
 
 class RewardSource(Protocol):
     """Rewards answers."""
+
+    @property
+    def checkpoint(self) -> BaseCheckpoint | None:
+        """The checkpoint of the reward model; None without one."""
 
     def __call__(self, answers: Sequence[SampledAnswer]) -> Float32[np.ndarray, "answers"]:
         """Return the reward of each answer. All processes of a job call this with the same answers."""
@@ -82,18 +87,35 @@ def check_rewards(config: RunConfig, tokenizer: Tokenizer) -> None:
         _open_reward_run(objective.reward_run, config, tokenizer)
 
 
-def open_rewards(config: RunConfig, tokenizer: Tokenizer, mesh: Mesh) -> RewardSource:
+def open_rewards(
+    config: RunConfig, tokenizer: Tokenizer, mesh: Mesh, expected: BaseCheckpoint | None = None
+) -> RewardSource:
     """Open the source of rewards of a run whose objective is a `PolicyOptimization`.
 
+    Args:
+        config: the run.
+        tokenizer: its tokenizer.
+        mesh: its devices.
+        expected: the checkpoint of the reward run that the run began with, if it is resumed.
+
     Raises:
-        UserError: see `check_rewards`; the reward run has no checkpoint.
+        UserError: see `check_rewards`; the reward run has no checkpoint, or its weights have changed.
     """
     objective = config.require_policy_objective()
     if objective.verifier is not None:
         return VerifierRewards(objective.verifier)
     run, step = _open_reward_run(str(objective.reward_run), config, tokenizer)
-    _, params, _ = load_weights(run, mesh, step)
-    return RunRewards(run, params, mesh, config.train.seq_len)
+    if expected is not None:
+        step = expected.step
+    step, params, _ = load_weights(run, mesh, step)
+    checkpoint = BaseCheckpoint(step, fingerprint(flatten_names(params)))
+    if expected is not None and checkpoint != expected:
+        raise UserError(
+            f"objective.{objective.name}.reward_run {objective.reward_run}: is not the reward run that this run began "
+            f"with: the weights of step {step} have the fingerprint {checkpoint.fingerprint}, and its was "
+            f"{expected.fingerprint}"
+        )
+    return RunRewards(run, params, mesh, config.train.seq_len, checkpoint)
 
 
 @dataclass(frozen=True)
@@ -101,6 +123,7 @@ class VerifierRewards:
     """Rewards by a verifier, on the host."""
 
     verifier: Verifier
+    checkpoint: None = None
 
     def __call__(self, answers: Sequence[SampledAnswer]) -> Float32[np.ndarray, "answers"]:
         """Return the rewards.
@@ -128,13 +151,17 @@ class RunRewards:
         params: its weights.
         mesh: the devices.
         seq_len: tokens of the longest prompt and answer together.
+        checkpoint: where the weights are from.
     """
 
-    def __init__(self, run: Run, params: PyTree[Array], mesh: Mesh, seq_len: int) -> None:
+    def __init__(
+        self, run: Run, params: PyTree[Array], mesh: Mesh, seq_len: int, checkpoint: BaseCheckpoint | None = None
+    ) -> None:
+        self.checkpoint = checkpoint
         self._mesh = mesh
         self._params = params
         context = example_context(run.config, run.tokenizer)
-        self._context = replace(context, seq_len=seq_len + num_encoder_special_tokens(context.vocabulary, 2))
+        self._context = replace(context, seq_len=_row_length(run, seq_len))
         # A run whose records have a `text` before both answers has learnt pairs; any other reads one text.
         (task,) = run.config.tasks
         self._reads_pairs = "text" in find_task(task).columns
@@ -181,7 +208,7 @@ def _open_reward_run(name: str, config: RunConfig, tokenizer: Tokenizer) -> tupl
             f"{key}: has another tokenizer than this run, so that it would read other tokens than were sampled; train "
             "the reward model from a run with this tokenizer (adapt.from)"
         )
-    longest = config.train.seq_len + num_encoder_special_tokens(tokenizer.vocabulary(), 2)
+    longest = _row_length(run, config.train.seq_len)
     max_length = run.config.model.max_length
     if max_length is not None and longest > max_length:
         raise UserError(
@@ -189,3 +216,9 @@ def _open_reward_run(name: str, config: RunConfig, tokenizer: Tokenizer) -> tupl
             "shorten train.seq_len"
         )
     return run, step
+
+
+def _row_length(run: Run, seq_len: int) -> int:
+    """Return the tokens of a reward run's row that hold a prompt with its answer, of so many tokens together."""
+    context = example_context(run.config, run.tokenizer)
+    return seq_len + context.num_virtual_tokens + num_encoder_special_tokens(context.vocabulary, 2)

@@ -51,14 +51,14 @@ SETTINGS_WITHOUT_ARRAYS = (
 
 @dataclass(frozen=True)
 class BaseCheckpoint:
-    """A checkpoint that a run was adapted from, or distils: its step, and a fingerprint of its weights."""
+    """A checkpoint of a run that another one adapts, distils or is rewarded by: its step and a hash of its weights."""
 
     step: int
     fingerprint: str
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, Any], key: str = "base") -> "BaseCheckpoint | None":
-        """Return the `base` or the `teacher` that the metadata of a checkpoint names; None if there is none."""
+        """Return the `base`, `teacher` or `reward` that the metadata of a checkpoint names; None if there is none."""
         if not metadata.get(key):
             return None
         return cls(**metadata[key])
@@ -164,17 +164,27 @@ def with_source_vocab(config: RunConfig, source: Run) -> RunConfig:
 
 
 def _weight_initializer(config: RunConfig, source: Run) -> Callable[[dict[str, Array]], dict[str, Array]]:
-    """Return the function from the weights of a run, and of adapters, to the first weights of a config's model."""
+    """Return the function from the weights of a run, and of adapters, to the first weights of a config's model.
+
+    Raises:
+        UserError: the method does not make this model of that one.
+    """
     old_model = source.config.model
     is_electra = old_model.family == "electra"
     if is_electra:
         old_model = old_model.discriminator_model
 
+    models = ModelPair(old_model, config.model)
+    try:
+        config.method.check_models(models)
+    except ValueError as error:
+        raise UserError(f"adapt.from {source.config.run_dir}: {error}") from None
+
     def create(old: dict[str, Array]) -> dict[str, Array]:
         if is_electra:
             old = discriminator_weights(old)
         fresh = init_params(config.model, jax.random.key(config.train.seed), config.method.surgery)
-        return config.method.initial_weights(old, flatten_names(fresh), ModelPair(old_model, config.model))
+        return config.method.initial_weights(old, flatten_names(fresh), models)
 
     return create
 

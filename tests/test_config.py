@@ -651,3 +651,21 @@ def test_a_problem_of_several_settings_is_where_the_command_line_has_set_one_of_
     assert load_error(small, "model.heads=2", "optimizer.warmup_steps=9", "train.steps=3") == (
         "command line: optimizer.warmup_steps 9 is more than train.steps 3"
     )
+
+
+def test_a_run_whose_evaluations_rank_no_checkpoint_says_so(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(config.dump(config.load(small)))
+    settings = [f"adapt={{from: {tmp_path}, method: reference}}", "tasks=verified", "data.files=none.jsonl"]
+    run = config.load(small, [*settings, "objective={grpo: {verifier: contains, answer_len: 4}}"])
+    told = best_checkpoint_notice(run)
+    assert told is not None
+    assert "no evaluator of the run reports eval/loss" in told
+    assert "eval/verified/reward" in told
+
+
+def test_the_state_of_xlnets_last_token_is_that_of_a_text(tmp_path: Path) -> None:
+    """Yang et al. 2019, §2.5: the input is [A, SEP, B, SEP, CLS]."""
+    (tmp_path / "config.yaml").write_text(config.dump(config.load("xlnet/base")))
+    run = config.load("finetune/bert_sst2", [f"adapt.from={tmp_path}"])
+    assert run.model.head is not None
+    assert run.model.head.pool == "last"

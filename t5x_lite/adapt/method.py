@@ -79,6 +79,9 @@ class AdaptationMethod(Config):
     def check(self, model: ModelConfig) -> None:
         """Raise ValueError for a model that cannot be created this way."""
 
+    def check_models(self, models: ModelPair) -> None:
+        """Raise ValueError for models of which one does not become the other, though the weights have the shapes."""
+
     def check_stages(self, pipeline: int) -> None:
         """Raise ValueError for a number of stages (`mesh.pipeline`) that the layers cannot run in."""
 

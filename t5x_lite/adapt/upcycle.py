@@ -1,14 +1,22 @@
 """Sparse upcycling: a dense run becomes a Mixture-of-Experts one (Komatsuzaki et al. 2023, §2)."""
 
+import math
 from dataclasses import replace
 from typing import ClassVar
 
 from t5x_lite.adapt.method import AdaptationMethod, ModelPair, NamedArrays
 from t5x_lite.arrays import Array
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.experts.config import MoE
+from t5x_lite.models.feedforward.config import GLU, MLP
 from t5x_lite.models.layer_path import parse_layer_path
 
 EXPERTS = ".feedforward.experts."
+
+
+def _function(feedforward: MLP | GLU) -> dict[str, object]:
+    """Return the settings of a feed-forward that its outputs depend on in evaluation."""
+    return feedforward.model_dump(exclude={"dropout"}, exclude_none=True)
 
 
 class Upcycle(AdaptationMethod):
@@ -34,6 +42,22 @@ class Upcycle(AdaptationMethod):
                 )
             if moe.shared or (moe.mlp or model.mlp) != model.mlp:
                 raise ValueError("adapt.method upcycle: experts must be as wide as the dense layer, and none shared")
+
+    def check_models(self, models: ModelPair) -> None:
+        """Raise ValueError for experts that compute something else than the layers that they are copies of."""
+        for number in range(math.lcm(len(models.old.period), len(models.new.period))):
+            dense = models.old.feedforward_of(models.old.period[number % len(models.old.period)])
+            moe = models.new.feedforward_of(models.new.period[number % len(models.new.period)])
+            if not isinstance(moe, MoE) or not isinstance(dense, MLP | GLU):
+                continue
+            expert = moe.expert or models.new.dense_feedforward
+            if type(expert) is not type(dense) or _function(expert) != _function(dense):
+                kind = "glu" if dense.is_gated else "mlp"
+                settings = ", ".join(f"{name}: {value}" for name, value in _function(dense).items())
+                raise ValueError(
+                    f"adapt.method upcycle: the experts compute another function than its feed-forward; set their "
+                    f"`expert` to {{{kind}: {{{settings}}}}}"
+                )
 
     def initial_weights(self, old: NamedArrays, fresh: NamedArrays, models: ModelPair) -> dict[str, Array]:
         """Return copies for experts, new routers, and the old weights for everything else."""

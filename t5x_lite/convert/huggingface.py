@@ -229,7 +229,9 @@ def export_hf(
     if model.family == "electra":
         model = model.discriminator_model
     sentence_head = model.head if is_sentence_head(model.head) else None
-    if sentence_head is not None:
+    # The head of a policy estimates rewards in its training, and is no part of the model.
+    is_policy = run.config.policy_objective is not None
+    if sentence_head is not None or is_policy:
         model = model.model_copy(update={"head": None})
     model_type = find_model_type(model, imported_config.get("model_type"))
     weight_map = model_type.build_weight_map(model)
@@ -244,7 +246,7 @@ def export_hf(
         write_index(folder / INDEX_FILE, files, dtype.itemsize)
     config = _build_config(run, model, model_type, imported_config, dtype)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    appends_eos = model.family == "decoder" and run.config.model.head is not None
+    appends_eos = model.family == "decoder" and run.config.model.head is not None and not is_policy
     write_tokenizer(run, folder, model, model_type.tokenizer_class, appends_eos=appends_eos)
     if sentence_head is not None and model_type.select_architecture(model).settings.get("head") is None:
         write_sentence_encoder(folder, sentence_head, model.embed)

@@ -122,6 +122,8 @@ class Trainer:
         """
         store.checkpoints.clean()
         progress, state = store.load()
+        if store.rewards is not None:
+            self.model.rewards = store.rewards
         # Only now: a checkpoint that does not fit the config must not lose its own.
         self._run.save()
         if progress.step >= self.config.train.steps and progress.step:

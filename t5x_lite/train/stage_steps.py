@@ -13,7 +13,6 @@ from t5x_lite.data.training_data import ExampleSequence
 from t5x_lite.models.loss_terms import Batch
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.compiler_options import compile_lowered
-from t5x_lite.run_rewards import RewardSource
 from t5x_lite.train.rollout_step import RolloutStep
 from t5x_lite.train.state import TrainState
 from t5x_lite.train.steps import Steps, make_steps
@@ -37,13 +36,11 @@ class StageSteps:
 
     def __init__(self, model: TrainingModel, examples: Sequence[ExampleSequence], steps: Steps) -> None:
         self.stages = model.run.config.stages
+        self._model = model
         self._run = model.run
         self._examples = examples
         self._mesh = model.mesh
         self._steps = steps
-        self._rewards: RewardSource | None = None
-        if model.run.config.policy_objective is not None:
-            self._rewards = model.rewards
         self._compiled: dict[tuple[int, int], CompiledStep] = {}
 
     def compile(self, first: int) -> float:
@@ -62,8 +59,8 @@ class StageSteps:
         steps = self._steps
         if stage.shape != (config.train.batch_size, config.train.seq_len):
             steps = make_steps(config.of_stage(stage), self._run.spec, self._mesh)
-        if self._rewards is not None:
-            return RolloutStep(self._run, self._mesh, steps, self._rewards, batch)
+        if config.policy_objective is not None:
+            return RolloutStep(self._run, self._mesh, steps, self._model.rewards, batch)
         return compile_lowered(steps.train.lower(self._steps.state, batch))
 
     def batches(self, first: int, end: int) -> Iterator[tuple[CompiledStep, Batch]]:

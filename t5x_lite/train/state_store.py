@@ -15,6 +15,7 @@ from t5x_lite.errors import Diverged, UserError, join_first, suggest
 from t5x_lite.local_checkpoint import LocalCheckpoints, open_local_checkpoints
 from t5x_lite.parallel.distributed import wait_for_all_processes
 from t5x_lite.run_dir import Run
+from t5x_lite.run_rewards import RewardSource, open_rewards
 from t5x_lite.run_teacher import load_teacher
 from t5x_lite.run_weights import BaseCheckpoint, initial_weights
 from t5x_lite.train.branch import restore_branch
@@ -59,7 +60,7 @@ class StateStore:
     """Loads and saves the state of a run.
 
     Weights that an adaptation method freezes are not saved. They are loaded from the run that is adapted, and those of
-    a teacher from its run.
+    a teacher or of a reward model from its run.
 
     Args:
         run: the run.
@@ -89,6 +90,8 @@ class StateStore:
         self._has_warned = False
         self._base: BaseCheckpoint | None = None
         self._teacher: BaseCheckpoint | None = None
+        self.rewards: RewardSource | None = None
+        """What rewards the answers of a run that samples any, from `load` on."""
         self._local: LocalCheckpoints | None = None
         if run.config.checkpoint.local is not None:
             run_dir = str(run.config.run_dir)
@@ -115,6 +118,7 @@ class StateStore:
             source = self._config.branch.source
         if restored is None:
             progress, state = self._first_state()
+            self._open_rewards({})
             return progress, self._with_teacher(state, {})
         step, state, metadata = restored
         if step < self._config.train.steps:
@@ -123,6 +127,7 @@ class StateStore:
         if jax.tree.leaves(self._steps.state.frozen):
             state = self._add_frozen(state, metadata)
         self._show(f"resumed from step {step} in {source}")
+        self._open_rewards(metadata)
         return Progress.from_metadata(metadata), self._with_teacher(state, metadata)
 
     def save(self, progress: Progress, state: TrainState, metrics: Mapping[str, float]) -> None:
@@ -185,6 +190,7 @@ class StateStore:
             "run_dir": storage.absolute(str(self._config.run_dir)),
             "base": _as_json(self._base),
             "teacher": _as_json(self._teacher),
+            "reward": None if self.rewards is None else _as_json(self.rewards.checkpoint),
             "plan_version": PLAN_VERSION,
             "mixture_version": MIXTURE_VERSION,
             "data_hashes": dict(self._data_hashes),
@@ -265,6 +271,12 @@ class StateStore:
         params, _ = initial_weights(self._config, self._run.spec, self._mesh, self._base)
         split = self._config.trainable_split(self._run.spec.axes)
         return replace(state, frozen=split.frozen(params))
+
+    def _open_rewards(self, metadata: JsonObject) -> None:
+        """Open the source of rewards of a run that samples answers: the one of a checkpoint if that names any."""
+        if self._config.policy_objective is not None and self.rewards is None:
+            expected = BaseCheckpoint.from_metadata(metadata, "reward")
+            self.rewards = open_rewards(self._config, self._run.tokenizer, self._mesh, expected)
 
     def _with_teacher(self, state: TrainState, metadata: JsonObject) -> TrainState:
         """Return the state with the weights of the run's teacher, the one of a checkpoint if that names any."""

@@ -67,6 +67,10 @@ def test_a_run_begins_with_upcycled_weights_and_resumes_from_its_checkpoints(
     [
         ("model.pattern=[{feedforward: {moe: {router: switch}}}]", "weights of this router do not sum to one"),
         ("model.pattern=[{}]", "this model has no experts"),
+        (
+            "model.pattern=[{feedforward: {moe: {router: top_k, expert: {mlp: {activation: relu}}}}}]",
+            r"compute another function than its feed-forward; set their `expert` to {mlp: {activation: gelu_tanh}}",
+        ),
         ("adapt.from=nowhere", "nowhere: is not a run directory"),
         ("model.embed=16", "its weights do not make this config's model: model.embed is 32 there, 16 here$"),
     ],

@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 
 from t5x_lite import config as configuration
 from t5x_lite.api import Model
+from t5x_lite.cli import main
 from t5x_lite.config import RunConfig
 from t5x_lite.data.byte_tokenizer import Bytes
 from t5x_lite.decode.decoding_steps import Prompts
@@ -22,7 +23,7 @@ from t5x_lite.decode.sample_answers import sample_answers
 from t5x_lite.decode.sampling import Sampling
 from t5x_lite.errors import UserError
 from t5x_lite.models.losses import LossSettings
-from t5x_lite.models.spec import model_spec
+from t5x_lite.models.spec import init_params, model_spec
 from t5x_lite.objectives.grpo import GRPO
 from t5x_lite.objectives.objective import ExampleContext
 from t5x_lite.objectives.policy_optimization import PolicyOptimization
@@ -297,6 +298,21 @@ def test_a_reward_run_scores_answers_as_it_has_learnt_to(tmp_path: Path) -> None
         assert float(score) == pytest.approx(float(expected[0, 0]), rel=1e-4)
 
 
+def test_a_reward_run_with_virtual_tokens_reads_whole_answers(tmp_path: Path) -> None:
+    config = reward_config(tmp_path, adapt={"from": "base", "method": {"prompt": {"length": 5}}})
+    spec = model_spec(config.model, config.method.surgery)
+    params = init_params(config.model, 0, config.method.surgery)
+    rewards = RunRewards(Run(tmp_path, config, spec, TOKENIZER), params, make_mesh(config.mesh), seq_len=16)
+    texts = ["2 + 2 = is four!", "2 + 2 = is four."]
+    answers = [SampledAnswer(TOKENIZER.encode(text[:8]), TOKENIZER.encode(text[8:]), "", "", "") for text in texts]
+    context = ExampleContext(64, TOKENIZER.vocabulary(), num_virtual_tokens=5)
+    (features,) = Reward().examples({"chosen": texts[0], "rejected": texts[1]}, TASK_TOKENIZER, context)
+    batch = {name: value[None] for name, value in features.items()}
+    expected = Reward().scores(spec.model(params), batch)["scores"]
+    np.testing.assert_allclose(rewards(answers), expected[0], rtol=1e-4)
+    assert expected[0, 0] != expected[0, 1]
+
+
 def test_a_reward_run_must_be_one_with_the_same_tokenizer_and_room(tmp_path: Path) -> None:
     def check(reward_run: Path, tokenizer: Bytes = TOKENIZER) -> None:
         run = policy_run("grpo", tmp_path / "run")
@@ -363,6 +379,17 @@ def test_settings_that_do_not_fit_are_refused(overrides: list[str], message: str
         configuration.load(REPOSITORY / "configs/rl/grpo.yaml", [f"adapt.from={tmp_path}", *overrides])
 
 
+def test_a_run_that_adapts_a_policy_has_no_head_of_its_own(tmp_path: Path) -> None:
+    policy_run("ppo", tmp_path).save()
+    settings = [f"adapt.from={tmp_path}", "train.seq_len=16"]
+    plain = configuration.load(REPOSITORY / "configs/finetune/chat.yaml", settings)
+    assert plain.model.head is None
+    objective = "objective={ppo: {verifier: contains, reward_run: null, answer_len: 4}}"
+    policy = configuration.load(REPOSITORY / "configs/rl/ppo.yaml", [*settings, objective])
+    assert policy.model.head is not None
+    assert (policy.model.head.outputs, policy.model.head.pool) == (1, "none")
+
+
 def write_prompts(path: Path) -> Path:
     """Prompts whose answers should have the letter e."""
     with path.open("w") as file:
@@ -407,6 +434,35 @@ def test_a_run_that_lost_its_last_steps_resumes_to_the_same_bits(
     assert rewards == [record["reward"] for record in lines(tmp_path / "resumed")]
     assert len(set(rewards)) > 1
     assert "eval/verified/reward" in lines(tmp_path / "run")[-1]
+    assert main(["export", "hf", str(tmp_path / "run"), str(tmp_path / "exported")]) == 0
+
+
+@pytest.mark.slow
+def test_a_resumed_run_is_rewarded_by_the_checkpoint_that_it_began_with(tiny_run: Path, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps({"chosen": f"{n} e", "rejected": f"{n} x"}) + "\n" for n in range(8)))
+    reward_settings = [
+        f"adapt.from={tiny_run}",
+        "tasks=reward",
+        f"data={{files: {pairs}, validation_files: {pairs}}}",
+        "train={steps: 1, batch_size: 4, seq_len: 16, peak_flops: 1e9, allow_changed_config: true}",
+        "optimizer={learning_rate: 0.1, schedule: constant}",
+    ]
+    reward_config_path = tmp_path / "reward.yaml"
+    reward_config_path.write_text("{}")
+    assert train(reward_config_path, tmp_path / "reward", *reward_settings) == 0
+    config = REPOSITORY / "configs/rl/grpo.yaml"
+    rewarded = ["objective.grpo.verifier=null", f"objective.grpo.reward_run={tmp_path / 'reward'}"]
+    overrides = [*settings("grpo", tiny_run, tmp_path), *rewarded]
+    assert train(config, tmp_path / "run", *overrides) == 0
+    first_rewards = [record["reward"] for record in lines(tmp_path / "run")]
+    assert train(reward_config_path, tmp_path / "reward", *reward_settings, "train.steps=4") == 0
+    shutil.rmtree(tmp_path / "run/checkpoints/6")
+    assert train(config, tmp_path / "run", *overrides) == 0
+    assert [record["reward"] for record in lines(tmp_path / "run")] == first_rewards
+    # A new run takes the newest checkpoint.
+    assert train(config, tmp_path / "other", *overrides, "train.steps=1") == 0
+    assert lines(tmp_path / "other")[0]["reward"] != first_rewards[0]
 
 
 @pytest.mark.slow
