@@ -37,6 +37,10 @@ class Bytes(Tokenizer):
             batch.append(np.frombuffer(utf8, np.uint8).astype(np.int32) + self.first)
         return batch
 
+    @property
+    def sentence_border(self) -> str:
+        return " "
+
     def encode_placed(self, text: str) -> tuple[Int32[np.ndarray, "tokens"], Int32[np.ndarray, "tokens 2"]]:
         byte_counts = [len(character.encode("utf-8", errors="replace")) for character in text]
         starts = np.repeat(np.arange(len(text), dtype=np.int32), byte_counts)

@@ -99,6 +99,20 @@ class Corpus:
         parts = self.parts[start * part_count : stop * part_count + 1]
         return np.diff(parts).reshape(-1, part_count)
 
+    def first_parts(self, start: int, stop: int) -> Int64[np.ndarray, "documents"]:
+        """Return the index of the first part of each of the documents `[start, stop)`.
+
+        Where fields are empty, several parts start at one place. All documents have equally many fields, by which the
+        first one is found. Sentences are not empty.
+        """
+        document_starts = self.offsets[start:stop]
+        part_count, rest = divmod(len(self.parts) - 1, self.documents)
+        if not rest and np.array_equal(
+            self.parts[start * part_count : stop * part_count][::part_count], document_starts
+        ):
+            return np.arange(start, stop) * part_count
+        return self.parts.search(document_starts)
+
     def document(self, number: int) -> Int32[np.ndarray, "tokens"]:
         """Return the tokens of one document, with its EOS."""
         start, stop = self.offsets[number : number + 2].tolist()

@@ -243,8 +243,11 @@ def open_data(settings: PipelineSettings, tokenizer: Tokenizer, task_names: Sequ
 
 
 def _check_contexts(settings: PipelineSettings) -> None:
-    for objective in settings.objectives:
-        objective.check_context(settings.context)
+    """Check that each objective can make examples of rows of the run's length, and of those of its stages."""
+    contexts = [settings.context, *(settings.of_stage(stage).context for stage in settings.all_stages())]
+    for context in {context.seq_len: context for context in contexts}.values():
+        for objective in settings.objectives:
+            objective.check_context(context)
 
 
 def _prepare_stage(settings: PipelineSettings, stage: Stage, folders: Sequence[str]) -> list[float]:

@@ -18,7 +18,7 @@ from jaxtyping import Integer
 
 from t5x_lite.child_process import leave_signals_to_parent
 from t5x_lite.data.config import DataConfig
-from t5x_lite.data.row_plan import DocumentRows, PackedRows, RowPlan
+from t5x_lite.data.row_plan import DocumentRows, PackedRows, RowPlan, StreamWindows
 from t5x_lite.data.training_data import ExampleSequence, PipelineSettings
 from t5x_lite.errors import UserError
 from t5x_lite.objectives.features import stacked
@@ -175,10 +175,12 @@ def check_rows(row_plan: RowPlan, objective: Objective, context: ExampleContext)
     """
     corpus = row_plan.corpus
     if not row_plan.rows:
+        needed = objective.row_length(context)
+        if isinstance(row_plan, StreamWindows):
+            needed += objective.stride(context) - 1  # the first window begins anywhere in the first stride
         raise UserError(
-            f"train.seq_len {context.seq_len}: one example takes {objective.row_length(context)} "
-            f"tokens, but the training text has {corpus.tokens:,}; give more text (data.files) or a shorter "
-            "train.seq_len"
+            f"train.seq_len {context.seq_len}: needs {needed:,} tokens, but the training text has {corpus.tokens:,}; "
+            "give more text (data.files) or a shorter train.seq_len"
         )
     if objective.rows.has_second_sentence and corpus.documents < 2:
         raise UserError(

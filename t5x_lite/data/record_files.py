@@ -103,13 +103,31 @@ def _read_table(path: str, dialect: type[csv.Dialect], columns: Sequence[str]) -
     csv.field_size_limit(LONGEST_FIELD)
     reader = csv.reader((line for _, line in located_lines(path)), dialect=dialect)
     header = list(columns) or next(reader, [])
-    for row in reader:
+    for row in _rows_of_table(reader, path):
         if not row:
             continue
         location = f"{path}:{reader.line_num}"
         if len(row) != len(header):
             raise UserError(f"{location}: {len(row)} columns, expected {len(header)}: {header}")
         yield location, dict(zip(header, row, strict=True))
+
+
+def _rows_of_table(reader: Iterator[list[str]], path: str) -> Iterator[list[str]]:
+    """Yield the rows of a table.
+
+    Raises:
+        UserError: a row that cannot be read; names its line.
+    """
+    line = 0
+    try:
+        for row in reader:
+            line = reader.line_num  # type: ignore[attr-defined]
+            yield row
+    except csv.Error as error:
+        reason = str(error)
+        if "new-line character" in reason:
+            reason = "a carriage return inside of a field, or lines that end with one alone; write line feeds"
+        raise UserError(f"{path}:{line + 1}: cannot be read: {reason}") from None
 
 
 def _read_jsonl(path: str) -> Iterator[LocatedRecord]:

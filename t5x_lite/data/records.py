@@ -137,7 +137,7 @@ class TaskData:
                 return [self.objective.records_example(inputs, targets, self.tokenizer, self.context)]
             assert isinstance(self.objective, Supervised)
             return self.objective.examples(record, self.tokenizer, self.context)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, LookupError, OverflowError) as error:
             raise UserError(f"{records.describe_location(number)}: task {records.name}: {error}") from None
 
     @property
@@ -284,5 +284,5 @@ def _check_each_record(records: TaskRecords, objective: Objective) -> None:
             if isinstance(raw_record, Mapping):
                 objective.check_columns(raw_record.keys(), records.task.columns.values())
             objective.check_record(record)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, LookupError, OverflowError) as error:
             raise UserError(f"{records.describe_location(number)}: task {records.name}: {error}") from None

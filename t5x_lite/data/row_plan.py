@@ -192,7 +192,7 @@ def _read_spans(corpus: Corpus, spans: Sequence[Sequence[int]], length: int, *, 
             documents = corpus.offsets.intervals(start, stop)
             segments[place] += documents - documents[0]
         if corpus.has_parts:
-            first_parts = corpus.parts.search(corpus.offsets[int(documents[0]) : int(documents[-1]) + 1])
+            first_parts = corpus.first_parts(int(documents[0]), int(documents[-1]) + 1)
             parts[place] = corpus.parts.intervals(start, stop) - first_parts[documents - documents[0]]
         segment = int(segments[position - 1]) + 1
     return TokenRow(tokens, segments, parts)

@@ -1,7 +1,7 @@
 """The units of a source: a deterministic list of pieces of files that different processes can read."""
 
+import os
 import re
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from t5x_lite.data.standard_library import standard_library_files
 from t5x_lite.data.token_files import TOKEN_FILES
 from t5x_lite.data.token_files.megatron import index_path
 from t5x_lite.errors import UserError, join_first
-from t5x_lite.storage import file_exists, file_status
+from t5x_lite.storage import file_exists, file_status, is_remote
 
 UNIT_BYTES = 64 * 2**20
 """Largest target size of a unit: larger files are cut where their format allows it, smaller files are joined."""
@@ -148,9 +148,15 @@ def _list_files(source: SourceConfig, library_files: list[str], key: str) -> lis
             paths += match_files(pattern.replace("{}", source.field[0]), key)
         else:
             paths += match_files(index_pattern(pattern, source.format), key)
-    for path, count in Counter(paths).items():
-        if count > 1:
-            raise UserError(f"{key}: {path} is named by {count} patterns and would be read as often; leave one out")
+    same_files: dict[str, list[str]] = {}
+    for path in paths:
+        same_files.setdefault(path if is_remote(path) else os.path.realpath(path), []).append(path)
+    for names in same_files.values():
+        if len(names) > 1:
+            name = " = ".join(dict.fromkeys(names))
+            raise UserError(
+                f"{key}: {name} is named by {len(names)} patterns and would be read as often; leave one out"
+            )
     return paths
 
 

@@ -205,6 +205,7 @@ class SentencePiece(Tokenizer):
         self._processor = processor
         proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]
         self._strips_spaces = proto.normalizer_spec.remove_extra_whitespaces
+        self._adds_space = proto.normalizer_spec.add_dummy_prefix
         proto.normalizer_spec.add_dummy_prefix = False
         self._processor_within_text = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
         self._block_characters = block_characters
@@ -259,6 +260,10 @@ class SentencePiece(Tokenizer):
         # its vocabulary, which that of a model may exceed.
         is_printed = (token_ids < self.vocab) & ~np.isin(token_ids, self._sentinels)
         return self._processor.decode(token_ids[is_printed].tolist())
+
+    @property
+    def sentence_border(self) -> str:
+        return "" if self._adds_space or self._strips_spaces else " "
 
     def id_of(self, token: str) -> int | None:
         token_id = self._processor.piece_to_id(token)

@@ -1,14 +1,28 @@
 """Configs of tokenizers. This module does not import JAX."""
 
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, TypeAlias
 
 from t5x_lite.schema import Config, Int, Strings, setting
 
 Normalization = Literal["identity", "nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf"]
-NUM_RESERVED_IDS = 3
-"""Number of ids that every SentencePiece model begins with: padding, EOS and unknown."""
+RESERVED_PIECES = ("<pad>", "</s>", "<unk>")
+"""Pieces that every SentencePiece model begins with."""
+RESERVED_PIECE = re.compile(r"|<pad>|</s>|<unk>|<extra_id_\d+>|<0x[0-9A-F]{2}>")
+"""Names that are those of other pieces: the reserved ones, sentinels and bytes."""
+
+
+def name_problems(controls: Sequence[str], symbols: Sequence[str] = ()) -> Iterator[str]:
+    """Yield what is wrong with the names of special tokens of a SentencePiece model."""
+    names = (*controls, *symbols)
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        yield f"{', '.join(repeated)}: named twice among controls and symbols; remove one"
+    reserved = [repr(name) for name in dict.fromkeys(names) if RESERVED_PIECE.fullmatch(name)]
+    if reserved:
+        yield f"{', '.join(reserved)}: no name of a control or symbol, for every such tokenizer has it; remove it"
 
 
 class _SentencePieceConfig(Config):
@@ -23,10 +37,8 @@ class _SentencePieceConfig(Config):
     sample_megabytes: float = setting(32.0, "amount of text that the vocabulary is trained on", unit="MB", gt=0)
 
     def problems(self) -> Iterator[str]:
-        repeated = [name for name, count in Counter((*self.controls, *self.symbols)).items() if count > 1]
-        if repeated:
-            yield f"{', '.join(repeated)}: named twice among controls and symbols; remove one"
-        special_tokens = NUM_RESERVED_IDS + len(self.controls) + len(self.symbols) + self.extra_ids
+        yield from name_problems(self.controls, self.symbols)
+        special_tokens = len(RESERVED_PIECES) + len(self.controls) + len(self.symbols) + self.extra_ids
         if special_tokens >= self.vocab:
             yield f"vocab {self.vocab} has no room beside {special_tokens} special tokens and extra_ids; raise it"
 
@@ -45,6 +57,9 @@ class Character(Config):
     symbols: Strings = setting((), "user symbols: strings that are always one token")
     controls: Strings = setting((), "special tokens that text cannot spell, such as [CLS] [SEP] [MASK]")
     extra_ids: Int = setting(0, "number of T5's sentinels, at the end of the vocabulary", ge=0)
+
+    def problems(self) -> Iterator[str]:
+        yield from name_problems(self.controls, self.symbols)
 
 
 class ByteBPE(Config):

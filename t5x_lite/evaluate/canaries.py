@@ -124,6 +124,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if min(options.repeats) < 0 or min(options.strings, options.words) < 1:
             raise UserError("--repeats must not be negative, and --strings and --words must be at least 1")
+        if options.seed < 0:
+            raise UserError(f"--seed {options.seed}: must not be negative")
         planted = cut_canaries(_read_text(options.file), options.repeats, options.strings, options.words)
         write_canaries(planted, options.folder, options.seed)
     except UserError as error:

@@ -154,8 +154,8 @@ def _read_texts(task: Cloze, files: Sequence[str]) -> list[ClozeText]:
 
 def _fill_pattern(task: Cloze, record: object, location: str) -> ClozeText:
     remedy = "set columns, pattern or label"
-    values = {column: str(read_column(record, column, location, remedy)) for column in task.fields}
-    label = str(read_column(record, task.label, location, remedy))
+    values = {column: _read_text(record, column, location, remedy) for column in task.fields}
+    label = _read_text(record, task.label, location, remedy)
     if label not in task.verbalizer:
         raise UserError(f"{location}: label {label!r} has no word; verbalizer has {', '.join(task.verbalizer)}")
 
@@ -166,6 +166,13 @@ def _fill_pattern(task: Cloze, record: object, location: str) -> ClozeText:
     # In one pass: a text may say the name of another column in braces.
     places = "|".join(map(re.escape, task.fields))
     return ClozeText(re.sub(rf"{{({places})}}", fill, task.pattern), label)
+
+
+def _read_text(record: object, column: str, location: str, remedy: str) -> str:
+    value = read_column(record, column, location, remedy)
+    if value is None:
+        raise UserError(f"{location}: column {column!r} is null; remove the record")
+    return str(value)
 
 
 def _encode(model: EvaluationModel, masker: TokenMasker, texts: Sequence[ClozeText]) -> list[Features]:

@@ -47,7 +47,15 @@ def loss_scores(terms: LossTerms, tokens_per_byte: float | None, *, predicts_tok
         `loss` (nats per target), `perplexity` (its exponential, if the targets are tokens), `bits_per_byte` (loss /
         ln 2 · `tokens_per_byte`; comparable between tokenizers), `accuracy` (fraction of targets that are the
         most likely), `tokens` (number of targets), and the means of the objective's other terms and of the routers.
+
+    Raises:
+        UserError: nothing is predicted.
     """
+    if "loss" not in terms or not terms["loss"].weight:
+        raise UserError(
+            "no token of the validation text is predicted: its documents are too short; give longer ones "
+            "(data.validation_files), or raise data.validation_fraction"
+        )
     scores = {}
     for name, mean in jax.device_get(loss_metrics(terms)).items():
         is_scalar = not mean.shape

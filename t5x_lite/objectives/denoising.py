@@ -5,7 +5,6 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Int
 
-from t5x_lite.errors import UserError
 from t5x_lite.models.config import Family
 from t5x_lite.objectives.features import Pair, segments_of
 from t5x_lite.objectives.inputs_targets import InputsTargets
@@ -13,7 +12,7 @@ from t5x_lite.objectives.masked import MASK
 from t5x_lite.objectives.objective import ExampleContext, Features, TokenRow
 from t5x_lite.objectives.row_kinds import DIVIDED_TEXTS, TOKENS, RowKind
 from t5x_lite.objectives.span_corruption import without_eos
-from t5x_lite.objectives.special_tokens import encoder_template
+from t5x_lite.objectives.special_tokens import check_room, encoder_template
 from t5x_lite.schema import setting
 
 NUM_SPECIAL_TOKENS = 2
@@ -48,8 +47,7 @@ class Denoising(InputsTargets):
         user = f"objective {self.name}"
         context.vocabulary.require_token(user, *MASK)
         encoder_template(context.vocabulary, user)
-        if self.row_length(context) < 1:
-            raise UserError(f"{user}: train.seq_len {context.seq_len} leaves no room for a text; make it larger")
+        check_room(self.name, self.row_length(context), context)
 
     def row_length(self, context: ExampleContext) -> int:
         """Return the largest number of tokens of a text that fits with `<s>` and `</s>`."""

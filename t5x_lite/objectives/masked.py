@@ -34,6 +34,7 @@ from t5x_lite.objectives.sentence_pairs import draw_sentence_pair
 from t5x_lite.objectives.special_tokens import (
     build_pair_features,
     build_row_features,
+    check_room,
     encoder_template,
     num_encoder_special_tokens,
 )
@@ -134,9 +135,10 @@ class Masked(TokenPrediction):
             raise ValueError("objective.masked: mask_share and random_share are more than 1 together")
 
     def check_context(self, context: ExampleContext) -> None:
-        """Refuse a tokenizer without [CLS], [SEP] and [MASK] (or <s>, </s>, <mask>)."""
+        """Refuse a tokenizer without [CLS], [SEP] and [MASK] (or <s>, </s>, <mask>), and a row without room."""
         encoder_template(context.vocabulary, f"objective {self.name}")
         self._mask_token(context.vocabulary)
+        check_room(self.name, self.row_length(context), context)
 
     def row_length(self, context: ExampleContext) -> int:
         """Return the room between the special tokens."""

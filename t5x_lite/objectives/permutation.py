@@ -16,6 +16,7 @@ from t5x_lite.objectives.sentence_pairs import draw_sentence_pair
 from t5x_lite.objectives.special_tokens import (
     build_pair_features,
     build_row_features,
+    check_room,
     encoder_template,
     num_encoder_special_tokens,
 )
@@ -63,8 +64,9 @@ class Permutation(Objective):
             raise ValueError("objective permutation needs model.query_stream=true and model.outputs=[tokens]")
 
     def check_context(self, context: ExampleContext) -> None:
-        """Refuse a tokenizer without the special tokens of an encoder."""
+        """Refuse a tokenizer without the special tokens of an encoder, and a row without room."""
         encoder_template(context.vocabulary, f"objective {self.name}")
+        check_room(self.name, self.row_length(context), context)
 
     def row_length(self, context: ExampleContext) -> int:
         """Return the room between the special tokens."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
+from t5x_lite.errors import UserError
 from t5x_lite.objectives.features import pad, positions_in, stacked, token_features
 from t5x_lite.objectives.objective import ExampleContext, Features, TokenRow, Vocabulary
 
@@ -82,6 +83,23 @@ def encoder_template(vocabulary: Vocabulary, user: str) -> SpecialTokensTemplate
 def num_encoder_special_tokens(vocabulary: Vocabulary, texts: int) -> int:
     """Return the number of special tokens around this many texts in an encoder."""
     return 1 + texts + (texts - 1) * len(vocabulary.pair_separator)
+
+
+def check_room(objective: str, room: int, context: ExampleContext) -> None:
+    """Refuse rows that hold nothing but special tokens.
+
+    Args:
+        objective: its name.
+        room: tokens of a row beside the special ones.
+        context: its settings.
+
+    Raises:
+        UserError: there is no room.
+    """
+    if room < 1:
+        raise UserError(
+            f"objective {objective}: train.seq_len {context.seq_len} leaves no room for a text; make it larger"
+        )
 
 
 def task_template(context: ExampleContext, user: str = "a task") -> SpecialTokensTemplate:

@@ -32,7 +32,7 @@ from t5x_lite.data.open_data import prepare_sources
 from t5x_lite.data.prepare import _run_jobs, prepare_corpus
 from t5x_lite.data.subword_training import train_byte_bpe, train_word_piece
 from t5x_lite.data.tokenizer import SentencePiece, Tokenizer
-from t5x_lite.data.tokenizer_config import ByteBPE, Character, Unigram, WordPiece
+from t5x_lite.data.tokenizer_config import BPE, ByteBPE, Character, Unigram, WordPiece
 from t5x_lite.data.training_data import PipelineSettings
 from t5x_lite.data.vocabulary_files import add_special_tokens
 from t5x_lite.errors import UserError
@@ -390,3 +390,17 @@ def test_a_worker_that_is_killed_is_one_line_and_the_others_end() -> None:
     with pytest.raises(UserError, match=message):
         _run_jobs("tokenising", kill_workers, [0.2] * 100, None, 3)
     assert set(multiprocessing.active_children()) == children
+
+
+@pytest.mark.parametrize("config", [BPE(vocab=295), Character(), None], ids=lambda config: type(config).__name__)
+def test_sentences_of_a_document_are_divided_by_a_space(config: BPE | Character | None, tmp_path: Path) -> None:
+    """Without normalisation SentencePiece puts no space before a text."""
+    text = "The fox jumps. It was great! She said hello? Yes."
+    (tmp_path / "text.txt").write_text("\n".join([text] * 40))
+    settings = {"files": str(tmp_path / "text.txt"), "document": "line", "parts": "punctuation"}
+    data = DataConfig.model_validate({**settings, "validation_fraction": 0, "cache_dir": str(tmp_path / "cache")})
+    tokenizer: Tokenizer = Bytes()
+    if config is not None:
+        tokenizer = vocabulary.load_or_train_tokenizer(config, data)
+    corpus = Corpus(prepare_corpus(data.sources[0], data, tokenizer), "train")
+    assert tokenizer.decode(corpus.document(0)) == text

@@ -139,8 +139,10 @@ def test_a_limit_on_validation_batches_leaves_each_source_its_share() -> None:
 
 
 def test_text_shorter_than_a_row_is_refused() -> None:
-    with pytest.raises(UserError, match=r"takes 9 tokens, but the training text has 8"):
+    """A row of 8 tokens and the one after it, from any of the 8 places of the first window on."""
+    with pytest.raises(UserError, match=r"train.seq_len 8: needs 16 tokens, but the training text has 8;"):
         training_rows(InMemoryCorpus(8))
+    assert len(training_rows(InMemoryCorpus(16)).row_plans[0].corpus.offsets) == 2
 
 
 def sentence_pair_rows(static: int = 0) -> TrainingRows:

@@ -337,6 +337,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str, tuple[str, ...], str]] = {
     ),
     "column": ({}, "text\tlabel\nx\tno\n", (), r"train.tsv:2: task bad: no column 'sentence' \(found text, label\)"),
     "count": ({}, "sentence\tlabel\nx\tno\ty\n", (), r"train.tsv:2: 3 columns, expected 2"),
+    "carriage return": ({}, "sentence\tlabel\nx\tno\ny\rz\tno\n", (), "train.tsv:3: .*a carriage return inside"),
     "none": ({}, "sentence\tlabel\n", (), "task bad: has no train records in .*train"),
     "validation": (
         {},

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from t5x_lite.data.row_plan import RowPlan
-from t5x_lite.objectives import Causal
+from t5x_lite.objectives import Causal, TextToText
 from t5x_lite.objectives.masked import Masked
 from t5x_lite.objectives.objective import TokenRow
 from tests.data.in_memory_corpus import DOCUMENT_LENGTHS, SENTENCE_LENGTHS, InMemoryCorpus, corpus_of_parts, rows_of
@@ -99,3 +99,20 @@ def documents_of_pairs(corpus: InMemoryCorpus, row_plan: RowPlan, number: int, l
         assert [int((parts == side).sum()) for side in (0, 1)] == lengths[document].tolist()
         documents.append(document)
     return documents
+
+
+def test_fields_keep_their_roles_where_one_is_empty() -> None:
+    """Pairs whose second or first field is empty, between others."""
+    pairs = [(3, 2), (4, 0), (0, 5), (2, 2)]
+    corpus = corpus_of_parts(*pairs)
+    settings = {"format": "parallel", "field": ["en", "de"], "parts": "fields", "end_of_document": False}
+    row_plan = rows_of(corpus, TextToText(target_len=8), context(32), packing="none", **settings)
+    for number, (inputs, targets) in enumerate(pairs):
+        row = row_plan.read(number)
+        assert row.parts[row.segments > 0].tolist() == [0] * inputs + [1] * targets
+
+
+def test_the_first_part_of_a_document_is_found_among_sentences() -> None:
+    corpus = corpus_of_parts((3,), (1, 2), (4, 1, 1))
+    assert corpus.first_parts(0, 3).tolist() == [0, 1, 3]
+    assert corpus.first_parts(1, 2).tolist() == [1]

@@ -279,6 +279,10 @@ def test_endings_in_capitals_are_those_in_small_letters(tmp_path: Path) -> None:
 def test_a_file_that_two_patterns_match_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a text")
     source = SourceConfig.model_validate({"files": [str(tmp_path / "a.txt"), str(tmp_path / "*.txt")]})
+    (tmp_path / "b").symlink_to(tmp_path)
+    same = SourceConfig.model_validate({"files": [str(tmp_path / "a.txt"), str(tmp_path / "b" / "a.txt")]})
+    with pytest.raises(UserError, match=r"a.txt = .*/b/a.txt is named by 2 patterns and would be read as often"):
+        sources.units(same)
     with pytest.raises(UserError, match=r"a.txt is named by 2 patterns and would be read as often"):
         sources.units(source)
 

@@ -74,8 +74,6 @@ def test_a_vocabulary_that_the_text_does_not_support_is_refused_with_the_nearest
         vocabulary.train(Unigram(vocab=100_000), [SOURCE])
     with pytest.raises(UserError, match=r"tokenizer\.bpe\.vocab .* \d+ is the smallest possible"):
         vocabulary.train(BPE(vocab=270), [SOURCE])
-    with pytest.raises(UserError, match=r"tokenizer\.character: SentencePiece cannot be trained"):
-        vocabulary.train(Character(symbols=("<tool>", "<tool>")), [SOURCE])
     with pytest.raises(UserError, match="no text"):
         vocabulary.train(Unigram(), [])
 
@@ -85,6 +83,11 @@ def test_special_tokens_that_do_not_fit_are_refused_with_the_config() -> None:
         Unigram(vocab=64, extra_ids=100, controls=("[CLS]", "[SEP]"))
     with pytest.raises(ValueError, match=r"\[CLS\]: named twice among controls and symbols"):
         BPE(controls=("[CLS]", "[CLS]"))
+    for name in ("<pad>", "</s>", "<unk>", "<extra_id_7>", "<0x41>", ""):
+        with pytest.raises(ValueError, match=f"{name!r}: no name of a control or symbol"):
+            Unigram(controls=("[CLS]", name))
+        with pytest.raises(ValueError, match=f"{name!r}: no name of a control or symbol"):
+            Character(symbols=(name,))
 
 
 def test_a_sample_is_spread_over_each_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,6 +111,13 @@ def test_bad_records_name_the_file_and_the_line(tmp_path: Path) -> None:
         read_cloze(cloze(path, {"0": "a", "1": "b"}, pattern="{sentence} {mask}"))
 
 
+def test_a_null_column_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "dev.jsonl"
+    path.write_text('{"text": "x", "label": 0}\n{"text": null, "label": 0}\n')
+    with pytest.raises(UserError, match=r"dev\.jsonl:2: column 'text' is null; remove the record"):
+        read_cloze(cloze(path, {"0": "a", "1": "b"}))
+
+
 def test_a_text_with_braces_is_filled_in_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "dev.tsv"
     path.write_text("a {second} {mask}\tb {text}\t0\n")

@@ -384,6 +384,23 @@ def test_splash_is_not_chosen_where_positions_are_known_at_run_time() -> None:
     assert "not splash: it needs positions that are known when the program is compiled" in reason
 
 
+@pytest.mark.parametrize(
+    ("kernel", "platform", "length"), [("splash", "tpu", 96), ("cudnn", "gpu", 1), ("flash", "cpu", 128)]
+)
+def test_rows_that_training_has_not_are_computed_as_under_auto(kernel: KernelName, platform: str, length: int) -> None:
+    """As those of evaluation and prompts, which are shorter than those that the kernel was checked for."""
+    required = KernelRequirements(length, 64, "bfloat16", causal=True)
+    with pytest.raises(ValueError, match=f"model.kernel={kernel} cannot compute this attention"):
+        choose_kernel(Dense(), required, kernel, platform)
+    by_default = choose_kernel(Dense(), required, "auto", platform)
+    assert choose_kernel(Dense(), required, kernel, platform, is_binding=False) == by_default
+    if platform == "cpu":
+        q, k, v, segments = random_arrays(23, 2, "packed")
+        context = self_context(segments, causal=True)
+        outs = [attend(q, k, v, Dense(), context, AttentionSettings(kernel=name)) for name in (kernel, "xla")]
+        np.testing.assert_array_equal(*outs)
+
+
 def test_cudnn_is_not_chosen_for_rows_that_devices_share() -> None:
     device = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=1, platform="gpu")
     mesh = jax.sharding.AbstractMesh((1, 2), ("data", "context"), abstract_device=device)

@@ -444,6 +444,7 @@ def test_a_resumed_run_is_rewarded_by_the_checkpoint_that_it_began_with(tiny_run
     reward_settings = [
         f"adapt.from={tiny_run}",
         "tasks=reward",
+        "task_form=head",
         f"data={{files: {pairs}, validation_files: {pairs}}}",
         "train={steps: 1, batch_size: 4, seq_len: 16, peak_flops: 1e9, allow_changed_config: true}",
         "optimizer={learning_rate: 0.1, schedule: constant}",

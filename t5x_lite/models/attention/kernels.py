@@ -65,8 +65,8 @@ def attend(
 
     A query without any key is padding and gets something finite; under a kind that allows empty rows it gets 0.
 
-    Raises:
-        ValueError: `settings.kernel` cannot compute this attention; the message says why.
+    The kernel is `settings.kernel` if that can compute it. Rows of evaluation and of decoding may have lengths and
+    positions that those of training, which `planned_kernels` checks, have not.
     """
     inputs = AttentionInputs(query, key, value, context, settings, dropout_key)
     heads = query.shape[2]
@@ -83,9 +83,8 @@ def attend(
 
 def _attend(inputs: AttentionInputs, kind: AttentionKind) -> Float[Array, "b l h j"]:
     settings = inputs.settings
-    kernel, _ = choose_kernel(
-        kind, kernel_requirements(inputs), settings.kernel, settings.platform or target_platform()
-    )
+    platform = settings.platform or target_platform()
+    kernel, _ = choose_kernel(kind, kernel_requirements(inputs), settings.kernel, platform, is_binding=False)
     value_dim = inputs.value.shape[-1]
     if kernel != "xla" and value_dim < inputs.key.shape[-1]:
         # Fused kernels take keys and values of one width.
@@ -118,28 +117,35 @@ def kernel_requirements(inputs: AttentionInputs) -> KernelRequirements:
 
 
 def choose_kernel(
-    kind: AttentionKind, required: KernelRequirements, requested: KernelName, platform: str
+    kind: AttentionKind, required: KernelRequirements, requested: KernelName, platform: str, *, is_binding: bool = True
 ) -> tuple[KernelName, str]:
     """Return the kernel for one layer on a platform, and the reason for it.
 
     It is the requested one; or under `auto`, and for cross-attention under any but `xla`, the fastest of the platform
     that can compute it, else XLA.
 
+    Args:
+        kind: the kind of attention.
+        required: what the kernel must support.
+        requested: `model.kernel`.
+        platform: of the devices.
+        is_binding: another kernel than the requested one must not be chosen.
+
     Raises:
-        ValueError: the requested kernel cannot compute it.
+        ValueError: the requested kernel cannot compute it, and is binding.
     """
     if requested == "xla":
         return "xla", "model.kernel"
     if not required.self_attention and not required.in_order:
         return "xla", "queries and keys are not in order, as in decoding"
     if requested != "auto" and required.self_attention:
-        for group_kind, _ in kind.head_groups(2):
-            reason = _unsupported_reason(requested, group_kind, required, platform)
-            if reason is not None:
-                raise ValueError(
-                    f"model.kernel={requested} cannot compute this attention: {reason}; model.kernel=auto can"
-                )
-        return requested, "model.kernel"
+        kinds = [group_kind for group_kind, _ in kind.head_groups(2)]
+        reasons = [_unsupported_reason(requested, group_kind, required, platform) for group_kind in kinds]
+        reason = next((reason for reason in reasons if reason is not None), None)
+        if reason is None:
+            return requested, "model.kernel"
+        if is_binding:
+            raise ValueError(f"model.kernel={requested} cannot compute this attention: {reason}; model.kernel=auto can")
     refusals: dict[str, list[str]] = {}
     for kernel in FUSED_KERNELS.get(platform, ()):
         reason = _unsupported_reason(kernel, kind, required, platform)

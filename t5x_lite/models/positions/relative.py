@@ -1,6 +1,7 @@
 """T5's relative positions (Raffel et al. 2020, §2.1)."""
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from jaxtyping import Float, Int
@@ -23,6 +24,15 @@ class Relative(PositionEncoding):
     buckets: Integer = setting(32, "buckets; half of them for each direction in an encoder", ge=4)
     distance: Integer = setting(128, "distance from which on all fall into the last bucket", unit="tokens", ge=2)
     shared: bool = setting(True, "one table for all layers of a stack; false: one a layer", source="umT5: Chung 2023")
+
+    def model_problems(self, model: "ModelConfig") -> Iterator[str]:
+        """Yield a distance that the buckets of single distances reach already."""
+        exact = self.buckets // 4 if model.family in {"encoder", "electra"} else self.buckets // 2
+        if self.distance <= exact:
+            yield (
+                f"positions.relative: distance {self.distance} must be more than {exact}, as many as have one "
+                f"of the {self.buckets} buckets each"
+            )
 
     @property
     def place(self) -> Place:
