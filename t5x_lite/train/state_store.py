@@ -91,7 +91,7 @@ class StateStore:
         self._base: BaseCheckpoint | None = None
         self._teacher: BaseCheckpoint | None = None
         self.rewards: RewardSource | None = None
-        """What rewards the answers of a run that samples any, from `load` on."""
+        """The source of rewards of a run that samples answers, from `load` on."""
         self._local: LocalCheckpoints | None = None
         if run.config.checkpoint.local is not None:
             run_dir = str(run.config.run_dir)
