@@ -192,7 +192,7 @@ class Model:
                 another shape; a model that was trained to pool texts, or for a task, and predicts no tokens.
         """
         if not self.config.model.outputs:
-            raise UserError("this model predicts no tokens (model.outputs: []); `embed` and `evaluate` are for it")
+            raise UserError("this model predicts no tokens (model.outputs: []); `embed` and `eval` are for it")
         if "neighbours" in self.config.model.outputs:
             raise UserError(
                 "this model predicts the tokens around each (model.outputs: [neighbours]); `embed` is for it"
@@ -386,6 +386,8 @@ def load(
     Raises:
         UserError: not a run directory, no checkpoint, or a damaged one; two steps; weights that cannot be quantized.
     """
+    if quantization not in {None, "int8"}:
+        raise UserError(f"quantization {quantization!r}: is none of int8 and None")
     run_dir, step = split_step(str(run), step)
     opened = open_run(run_dir, list(overrides))
     mesh = meshes.make_mesh(opened.config.mesh)

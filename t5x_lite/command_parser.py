@@ -47,4 +47,13 @@ class CommandParser(argparse.ArgumentParser):
                 continue  # an override of a config, which may begin with two dashes
             options = re.findall(r"--[a-z][a-z-]+", self.format_help())
             _, _, command = self.prog.partition(" ")
-            raise UserError(f"{command}: unknown option {word}{suggest(word, options) or f'; see {self.prog} --help'}")
+            hint = _suggest_option(word, options) or f"; see {self.prog} --help"
+            raise UserError(f"{command}: unknown option {word}{hint}")
+
+
+def _suggest_option(word: str, options: Sequence[str]) -> str:
+    """Return `; did you mean …?` with the options that a word begins, or with which it ends, or one spelt like it."""
+    related = [option for option in options if option.startswith(word) or word.endswith(option.removeprefix("-"))]
+    if related:
+        return f"; did you mean {' or '.join(dict.fromkeys(related))}?"
+    return suggest(word, options)

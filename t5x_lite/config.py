@@ -355,15 +355,8 @@ def dump(config: RunConfig) -> str:
 
 def changed(old: RunConfig, new: RunConfig) -> dict[str, tuple[object, object]]:
     """Return the settings that differ and affect what is computed, as `{dotted key: (old, new)}`."""
-    old_values = schema.flatten(old)
-    new_values = schema.flatten(new)
-    differences = {}
-    for key in sorted(old_values.keys() | new_values.keys()):
-        old_value = old_values.get(key)
-        new_value = new_values.get(key)
-        if old_value != new_value and not key.startswith(CHANGEABLE_ON_RESUME):
-            differences[key] = (old_value, new_value)
-    return differences
+    differences = schema.differences(old, new)
+    return {key: values for key, values in differences.items() if not key.startswith(CHANGEABLE_ON_RESUME)}
 
 
 def describe_differences(source: RunConfig, config: RunConfig, ignored: tuple[str, ...]) -> str:

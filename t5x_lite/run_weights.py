@@ -214,15 +214,13 @@ def _differing_settings(config: RunConfig, source: RunConfig) -> list[str]:
     ignored = (*SETTINGS_WITHOUT_ARRAYS, *config.method.changed_settings)
     if source.model.family != config.model.family:
         ignored += DECODER_SETTINGS
-    old = schema.flatten(source.model)
-    new = schema.flatten(config.model)
-    differences = []
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key) and key.partition(".")[0] not in ignored:
-            old_value = _size(source.model, key, old.get(key))
-            value = _size(config.model, key, new.get(key))
-            differences.append(f"model.{key} is {old_value!r} there, {value!r} here")
-    return differences
+    described = []
+    for key, (old, new) in schema.differences(source.model, config.model).items():
+        if key.partition(".")[0] not in ignored:
+            old_value = _size(source.model, key, old)
+            value = _size(config.model, key, new)
+            described.append(f"model.{key} is {old_value!r} there, {value!r} here")
+    return described
 
 
 def _size(model: ModelConfig, key: str, value: object) -> object:

@@ -82,6 +82,11 @@ def test_plan_refuses_slices_that_the_devices_do_not_have(capfd: pytest.CaptureF
     [
         (["trian", "quickstart"], "; did you mean train?"),
         (["train", "quickstart", "--help-confg"], "train: unknown option --help-confg; did you mean --help-config?"),
+        (["generate", "run", "--prompt", "a", "--temp", "1"], "did you mean --template or --temperature?"),
+        (
+            ["generate", "run", "--prompt", "a", "--max-tokens", "1"],
+            "unknown option --max-tokens; did you mean --tokens?",
+        ),
         (["eval", "runs/a", "--xyz"], "eval: unknown option --xyz; see t5x-lite eval --help"),
         (["eval", "runs/a", "--step", "last"], "eval: argument --step: invalid int value: 'last'"),
         (["export", "hf", "a", "b", "c"], "export: c is not an option; see t5x-lite export --help"),
@@ -96,6 +101,10 @@ def test_plan_refuses_slices_that_the_devices_do_not_have(capfd: pytest.CaptureF
             "`seed` is 99999999999: input should be less than or equal to 2147483647",
         ),
         (["generate", "runs/a", "--chat-file", "no.jsonl"], "--chat-file no.jsonl: there is no such file"),
+        (
+            ["plan", "quickstart", "--topology", "h101:8", "--no-compile"],
+            "--topology h101:8: there is no chip h101; did you mean h100?",
+        ),
         (["plan"], "plan: the following arguments are required: CONFIG; see t5x-lite plan --help"),
     ],
 )

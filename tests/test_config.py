@@ -669,3 +669,22 @@ def test_the_state_of_xlnets_last_token_is_that_of_a_text(tmp_path: Path) -> Non
     run = config.load("finetune/bert_sst2", [f"adapt.from={tmp_path}"])
     assert run.model.head is not None
     assert run.model.head.pool == "last"
+
+
+def test_of_components_of_two_kinds_the_kinds_are_named(small: Path) -> None:
+    masked = "model={family: encoder, positions: {rotary: {theta: 5000}}, output_transform: true}"
+    new = config.load(small, [masked, "objective=masked"])
+    differences = config.changed(config.load(small), new)
+    assert differences["objective"] == ("causal", "masked")
+    assert differences["model.positions"] == ("learned", "rotary")
+    assert differences["model.output_transform"] == (False, True)
+    assert not any(key.startswith(("objective.", "model.positions.")) for key in differences)
+    theta = config.load(small, [masked.replace("5000", "6000"), "objective=masked"])
+    assert config.changed(new, theta) == {"model.positions.rotary.theta": (5000.0, 6000.0)}
+
+
+def test_a_mixture_says_how_to_take_back_what_a_base_config_sets(small: Path) -> None:
+    mixture = "data.mixture=[{name: a, files: x, document: line}]"
+    message = load_error(small, "data.document=paragraph", mixture)
+    assert 'document must be set in each of its sources alone; document="file" takes back' in message
+    config.load(small, ["data.document=paragraph", mixture, 'data.document="file"'])

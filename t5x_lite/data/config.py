@@ -1,5 +1,6 @@
 """Configs of text sources and of the rows cut from them. This module does not import JAX."""
 
+import json
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
@@ -182,7 +183,13 @@ class DataConfig(SourceConfig):
             yield "give `files` or `mixture`, not both; files=[] takes back those of a base config"
         changed = [name for name in _changed_source_settings(self) if name != "files"]
         if self.mixture and changed:
-            yield f"with a mixture, {', '.join(changed)} must be set in each of its sources"
+            settings = ", ".join(changed)
+            defaults = SourceConfig().model_dump(mode="json", include=set(changed))
+            takes_back = ", ".join(f"{name}={json.dumps(value)}" for name, value in defaults.items())
+            yield (
+                f"with a mixture, {settings} must be set in each of its sources alone; {takes_back} takes back what a "
+                "base config sets"
+            )
         # Sources with the same settings have the same problem.
         source_problems: dict[str, None] = {}
         for source in self.sources:

@@ -74,7 +74,7 @@ def chat_prompts(model: GenerationModel, chats: Sequence[Chat]) -> list[TokenIds
     if CHAT_TEMPLATE not in model.tokenizer.settings:
         raise UserError(
             "generate: the run's tokenizer has no chat template; train the run on conversations "
-            "(configs/finetune/chat.yaml), or give --prompt instead of --chat"
+            "(configs/finetune/chat.yaml), or let it continue a text (`generate`, --prompt)"
         )
     encoder = ChatEncoder(model.tokenizer)
     prefix = model.generator.prompt_prefix

@@ -26,8 +26,10 @@ def fill_masks(model: GenerationModel, text: str, count: int = 5) -> list[Candid
     """Return the `count` most likely tokens for each [MASK] (or <mask>) of a text, predicted by an encoder.
 
     Raises:
-        UserError: the text has no mask, the tokenizer lacks a special token, or the model is XLNet.
+        UserError: the text has no mask, the tokenizer lacks a special token, or the model is no encoder, or XLNet.
     """
+    if not model.config.model.is_encoder_only:
+        raise UserError(f"masks to fill: only encoders fill masks; this model is of family {model.config.model.family}")
     if model.config.model.query_stream:
         raise UserError("masks to fill: this model has a query stream and learns no masks; score texts instead")
     vocabulary = model.tokenizer.vocabulary()
@@ -81,8 +83,10 @@ def print_generation(
         _print_masks(model, prompts)
         return
     is_filled = [_has_spans(prompt, model) for prompt in prompts]
+    # An encoder_decoder answers its inputs, and does not continue them.
+    shows_prompt = model.config.model.family == "decoder"
     if is_filled == [False]:
-        write_stream(prompts[0], model.generator.stream(prompts, decoding), sys.stdout.write)
+        write_stream(prompts[0] if shows_prompt else "", model.generator.stream(prompts, decoding), sys.stdout.write)
         return
     continued = [prompt for prompt, filled in zip(prompts, is_filled, strict=True) if not filled]
     texts = _generate_in_batches(model, continued, decoding)
@@ -92,7 +96,7 @@ def print_generation(
         if filled:
             _print_spans(model, prompt, decoding)
         else:
-            print(f"{prompt}{next(texts)}\n")
+            print(f"{prompt if shows_prompt else ''}{next(texts)}\n")
 
 
 def print_answers(model: GenerationModel, prompts: Sequence[TokenIds], decoding: Sampling | Beam) -> None:

@@ -212,15 +212,15 @@ def check_tracker(tracker: Tracker) -> str:
 
 
 def check_devices(config: RunConfig) -> str:
-    """Return the axes of the mesh over the devices of this process.
+    """Return the axes of the mesh over the devices of this process, and whether a step may need more memory.
 
     Raises:
         UserError: the mesh does not fill the devices, or the run does not fit into their memory.
     """
     from t5x_lite.parallel.mesh import make_mesh
-    from t5x_lite.planner.capacity import fit_to_devices
+    from t5x_lite.planner.capacity import judge_fit
 
-    fit_to_devices(config)
+    _, warning = judge_fit(config)
     sizes = make_mesh(config.mesh).shape
     axes = " × ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1)
-    return f"mesh {axes or '1 device'}"
+    return f"mesh {axes or '1 device'}" + (f"; WARNING: {warning}" if warning else "")

@@ -85,7 +85,7 @@ def print_neighbours(texts: Sequence[str], neighbours: Sequence[tuple[Occurrence
     for occurrence, nearest in neighbours:
         print(_in_brackets(texts, occurrence))
         for cosine, other in nearest:
-            print(f"  {cosine:.4f}  line {other.text + 1}: {_in_brackets(texts, other)}")
+            print(f"  {cosine:.4f}  text {other.text + 1}: {_in_brackets(texts, other)}")
 
 
 def _in_brackets(texts: Sequence[str], occurrence: Occurrence) -> str:

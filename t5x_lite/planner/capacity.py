@@ -23,11 +23,21 @@ REMEDY = "choose a smaller model or batch, or more devices and a mesh that shard
 
 
 def fit_to_devices(config: RunConfig) -> RunConfig:
+    """Return the config of a run on the devices of this job; warn if it probably does not fit. See `judge_fit`."""
+    config, warning = judge_fit(config)
+    if warning is not None and jax.process_index() == 0:
+        logger.warning(warning)
+    return config
+
+
+def judge_fit(config: RunConfig) -> tuple[RunConfig, str | None]:
     """Return the config of a run on the devices of this job, with a policy in place of `model.remat: auto`.
 
     Weights, optimizer state, gradients and the tokens of one batch are exact and are in memory together: a run is
-    refused if these alone do not fit. Activations are estimated: a run that they probably do not let fit is warned
-    about.
+    refused if these alone do not fit. Activations are estimated.
+
+    Returns:
+        The config, and a warning if the run probably does not fit.
 
     Raises:
         UserError: the run does not fit; see also `check_mesh`.
@@ -35,12 +45,11 @@ def fit_to_devices(config: RunConfig) -> RunConfig:
     mesh = make_mesh(config.mesh)
     check_mesh(mesh, config, mesh.devices.flat[0].platform)
     config = resolve_remat(config)
-    _check_memory(config, mesh)
-    return config
+    return config, _check_memory(config, mesh)
 
 
-def _check_memory(config: RunConfig, mesh: Mesh) -> None:
-    """Refuse a run that cannot fit into memory, and warn about one that probably does not."""
+def _check_memory(config: RunConfig, mesh: Mesh) -> str | None:
+    """Refuse a run that cannot fit into memory; return a warning of one that probably does not."""
     eval_batch_size = config.eval.batch_size or 0
     eval_seq_len = config.train.seq_len
     config = with_assumed_vocab(config.of_stage(config.largest_stage))
@@ -57,6 +66,7 @@ def _check_memory(config: RunConfig, mesh: Mesh) -> None:
     memory = local_memory(mesh)
     subject = f"weights, optimizer state and gradients of {spec.parameters:,} parameters, and one batch"
     memory.check(exact_bytes, subject, REMEDY)
-    if memory.lacks(modelled["memory_bytes"]) and jax.process_index() == 0:
-        needed = memory.describe(modelled["memory_bytes"])
-        logger.warning("a train step takes about %s; model.remat=full or train.microbatches lower it", needed)
+    if not memory.lacks(modelled["memory_bytes"]):
+        return None
+    needed = memory.describe(modelled["memory_bytes"])
+    return f"a train step takes about {needed}; model.remat=full or train.microbatches lower it"

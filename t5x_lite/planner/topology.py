@@ -7,9 +7,12 @@ from dataclasses import dataclass, replace
 import jax
 from jax.experimental import topologies
 
-from t5x_lite.errors import UserError, one_line
+from t5x_lite.errors import UserError, one_line, suggest
 from t5x_lite.parallel.config import GPUS, gpu_count
 from t5x_lite.planner import gpu_compiler
+
+TPUS = ("v4", "v5e", "v5p", "v5", "v6e", "tpu7x")
+"""Chips as libtpu names them in its topologies; v5 is v5p."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,13 @@ def _find_gpus(kind: str, count: int, *, can_compile: bool) -> Pod:
 
 
 def _find_tpus(topology: str, slices: int) -> Pod:
+    name = topology.partition(":")[0]
+    if name not in TPUS:
+        chips = (*TPUS, *GPUS)
+        hint = suggest(name, chips) or f"; chips are {', '.join(chips)}"
+        raise UserError(f"--topology {topology}: there is no chip {name}{hint}; write for example v5p:4x4x4 or h100:64")
     if importlib.util.find_spec("libtpu") is None:
-        gpus = ", ".join(GPUS)
-        raise UserError(
-            f"--topology {topology} is for TPUs (GPUs are {gpus}), and plan needs their compiler: "
-            "pip install 't5x_lite[tpu]'"
-        )
+        raise UserError(f"--topology {topology}: plan needs the compiler for TPUs: pip install 't5x_lite[tpu]'")
     options: dict[str, str | int] = {}
     if slices > 1:
         options["num_slices"] = slices

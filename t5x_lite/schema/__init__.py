@@ -4,7 +4,18 @@ Nothing here knows a particular setting; `config.py` and the `config.py` of each
 """
 
 from t5x_lite.schema.explanation import Explanation, explain, print_explained
-from t5x_lite.schema.settings import Config, Int, OneOf, Settings, Strings, component_name, dotted, flatten, setting
+from t5x_lite.schema.settings import (
+    Config,
+    Int,
+    OneOf,
+    Settings,
+    Strings,
+    component_name,
+    differences,
+    dotted,
+    flatten,
+    setting,
+)
 from t5x_lite.schema.sources import COMMAND_LINE, Sources, merge, merge_overrides, read
 from t5x_lite.schema.validation import first_problem, validate
 from t5x_lite.schema.yaml_text import dump
@@ -19,6 +30,7 @@ __all__ = [
     "Sources",
     "Strings",
     "component_name",
+    "differences",
     "dotted",
     "dump",
     "explain",

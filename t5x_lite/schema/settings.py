@@ -214,6 +214,33 @@ def flatten(config: Config) -> Settings:
     return dict(dotted(config.model_dump(mode="json")))
 
 
+def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that differ, as `{dotted key: (old, new)}`; of components of two kinds, these alone."""
+    return dict(_differences(old.model_dump(mode="json"), new.model_dump(mode="json"), ""))
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    for key in sorted(old.keys() | new.keys()):
+        old_value = old.get(key)
+        new_value = new.get(key)
+        if old_value == new_value:
+            continue
+        old_kind = _kind(old_value)
+        new_kind = _kind(new_value)
+        if isinstance(old_value, Mapping) and isinstance(new_value, Mapping) and old_kind == new_kind:
+            yield from _differences(old_value, new_value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", (old_kind or old_value, new_kind or new_value)
+
+
+def _kind(value: Any) -> str | None:
+    """Return the name of a component, which is written as `{name: its settings}`; None for what is none."""
+    if isinstance(value, Mapping) and len(value) == 1:
+        ((name, settings),) = value.items()
+        return name if isinstance(settings, Mapping) else None
+    return None
+
+
 def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the leaves of nested settings with their dotted keys. An empty mapping is a leaf."""
     for key, value in values.items():

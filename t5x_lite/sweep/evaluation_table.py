@@ -8,7 +8,7 @@ from rich.table import Column
 from t5x_lite.evaluate.example_scores import available_metrics, compute_metric
 from t5x_lite.progress import print_table
 from t5x_lite.sweep.evaluations import SweepEvaluations, TaskResult
-from t5x_lite.sweep.planned_run import PlannedRun
+from t5x_lite.sweep.planned_run import PlannedRun, format_size
 
 SHORT_TITLES = {"log_likelihood": "log-lik.", "log_likelihood_per_token": "per token", "probability": "prob."}
 """Titles of columns with which a row fits into 80 characters."""
@@ -24,17 +24,13 @@ def print_evaluations(results: SweepEvaluations, runs: Sequence[PlannedRun], lab
         rows = []
         for run in ordered:
             if run.name in values:
-                sizes = [f"{run.parameters:.3g}", f"{run.flops:.3g}"]
+                sizes = [format_size(run.parameters), format_size(run.flops)]
                 rows.append([run.name, *sizes, *(_format(values[run.name].get(name)) for name in metrics)])
         examples = max((_num_examples(result) for result in by_run.values()), default=0)
         title = f"{task}: {examples} examples" if examples else task
-        numbers = [Column(SHORT_TITLES.get(name, name), justify="right", no_wrap=True) for name in metrics]
-        print_table(
-            console,
-            title,
-            [Column("run", no_wrap=True), Column("N", no_wrap=True), Column("C", no_wrap=True), *numbers],
-            rows,
-        )
+        titles = ["N", "C", *(SHORT_TITLES.get(name, name) for name in metrics)]
+        numbers = [Column(column, justify="right", no_wrap=True) for column in titles]
+        print_table(console, title, [Column("run", no_wrap=True), *numbers], rows)
 
 
 def task_metrics(result: TaskResult) -> Mapping[str, float]:
@@ -49,4 +45,4 @@ def _num_examples(result: TaskResult) -> int:
 
 
 def _format(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
+    return "–" if value is None else f"{value:#.3g}".rstrip(".")

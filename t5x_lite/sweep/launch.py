@@ -17,7 +17,7 @@ from t5x_lite.run_layout import CONFIG_FILE, checkpoints_folder, has_checkpoint,
 from t5x_lite.sweep.clusters import launch_script, submit_to_gke, submit_to_slurm, tpu_vm_command
 from t5x_lite.sweep.config import Sweep
 from t5x_lite.sweep.grid import expand
-from t5x_lite.sweep.planned_run import PlannedRun, write_plan
+from t5x_lite.sweep.planned_run import PlannedRun, format_size, write_plan
 from t5x_lite.sweep.process_pool import ProcessPool
 from t5x_lite.sweep.run_files import has_diverged, read_steps, run_exists
 from t5x_lite.sweep.status_log import StatusLog
@@ -226,14 +226,10 @@ def _plan_row(run: PlannedRun, state: str, seconds: float | None) -> tuple[str, 
         hours = f"{seconds / 3600:.2f}"
     return (
         run.name,
-        _format_size(run.parameters),
-        _format_size(run.tokens),
-        _format_size(run.flops),
+        format_size(run.parameters),
+        format_size(run.tokens),
+        format_size(run.flops),
         str(run.computed_steps),
         hours,
         state,
     )
-
-
-def _format_size(size: float) -> str:
-    return f"{size:.3g}".replace("e+", "e")

@@ -159,3 +159,8 @@ def write_plan(sweep: Sweep, runs: Sequence[PlannedRun]) -> None:
         "runs": [asdict(run) for run in runs],
     }
     write_file(sweep.folder / "plan.json", json.dumps(record, indent=1) + "\n")
+
+
+def format_size(size: float) -> str:
+    """Return a number of parameters, tokens or FLOPs with three digits, such as 3.61e04."""
+    return f"{size:.3g}".replace("e+", "e")

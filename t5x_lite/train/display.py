@@ -30,8 +30,8 @@ class Display:
         self._task = self._bar.add_task("", total=steps, values="")
         self._statuses: dict[object, str] = {}
         self._first_step = 0
-        self._start_time = time.monotonic()
-        self._last_line_time = self._start_time
+        self._start_time: float | None = None
+        self._last_line_time = time.monotonic()
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -41,9 +41,8 @@ class Display:
         self._bar.stop()
 
     def start(self, step: int) -> None:
-        """Begin at a step. The estimate of the remaining time does not count earlier steps."""
-        self._first_step = step
-        self._start_time = time.monotonic()
+        """Begin at a step. The estimate of the remaining time counts neither earlier steps nor compilation."""
+        self._start_time = None
         self._bar.reset(self._task, total=self.steps, completed=step, values="")
 
     def print(self, message: str) -> None:
@@ -61,14 +60,20 @@ class Display:
         speed = f"{format_si(metrics['tokens_per_second'])} tok/s · MFU {metrics['mfu']:.1%}"
         values = f"{loss} · {speed}"
         statuses = "".join(f" · {status}" for status in self._statuses.values() if status)
+        now = time.monotonic()
+        remaining = ""
+        if self._start_time is None:
+            self._first_step = step
+            self._start_time = now
+            self._bar.reset(self._task, total=self.steps, completed=step)
+        else:
+            seconds_per_step = (now - self._start_time) / max(step - self._first_step, 1)
+            remaining = f" · {format_duration(seconds_per_step * (self.steps - step))} left"
         self._bar.update(self._task, completed=step, values=values + statuses)
         if self._console.is_terminal:
             return
-        now = time.monotonic()
         is_due = step % max(self.steps // LINES_PER_RUN, 1) == 0
         if not is_due and now - self._last_line_time < SECONDS_BETWEEN_LINES:
             return
         self._last_line_time = now
-        seconds_per_step = (now - self._start_time) / max(step - self._first_step, 1)
-        remaining = format_duration(seconds_per_step * (self.steps - step))
-        self.print(f"step {step}/{self.steps} · {values} · {remaining} left{statuses}")
+        self.print(f"step {step}/{self.steps} · {values}{remaining}{statuses}")

@@ -48,12 +48,13 @@ def test_nothing_is_said_while_there_is_no_forecast(tmp_path: Path) -> None:
 def test_words_vanish_when_there_is_no_forecast_any_more(capfd: pytest.CaptureFixture[str]) -> None:
     metrics = {"loss": 2.5, "tokens_per_second": 10.0, "mfu": 0.5}
     with Display(20) as display:
-        for step, status in ((1, "forecast"), (2, "")):
+        for step, status in ((1, ""), (2, "forecast"), (3, "")):
             display.set_status("source", status)
             display.show_step(step, metrics)
-    first, second = [line for line in capfd.readouterr().err.splitlines() if line.startswith("step ")]
-    assert first.endswith(" left · forecast")
-    assert second.endswith(" left")
+    first, second, third = [line for line in capfd.readouterr().err.splitlines() if line.startswith("step ")]
+    assert first.endswith("MFU 50.0%")  # the time before it is that of compilation
+    assert second.endswith(" left · forecast")
+    assert third.endswith(" left")
 
 
 def test_forecasts_take_a_hundredth_of_the_time_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

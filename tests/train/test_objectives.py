@@ -167,8 +167,12 @@ def test_an_encoder_decoder_generates_scores_and_fills(model: Model, capsys: pyt
     output = capsys.readouterr().out.strip()
     assert output.startswith("the [")
     assert "] fox [" in output
+    assert main(["generate", str(model.run.folder), "--prompt", "the quick", "--tokens", "4"]) == 0
+    assert "the quick" not in capsys.readouterr().out
     with pytest.raises(UserError, match="decoder inputs"):
         model.logits(inputs)
+    with pytest.raises(UserError, match="only encoders fill masks; this model is of family encoder_decoder"):
+        model.fill(prompt)
 
 
 @pytest.mark.parametrize("model", ["next sentence"], indirect=True)
