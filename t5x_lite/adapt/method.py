@@ -80,7 +80,7 @@ class AdaptationMethod(Config):
         """Raise ValueError for a model that cannot be created this way."""
 
     def check_models(self, models: ModelPair) -> None:
-        """Raise ValueError for models of which one does not become the other, though the weights have the shapes."""
+        """Raise ValueError for a new model that would not begin as the old one, though their weights fit."""
 
     def check_stages(self, pipeline: int) -> None:
         """Raise ValueError for a number of stages (`mesh.pipeline`) that the layers cannot run in."""

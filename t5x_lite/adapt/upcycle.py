@@ -14,7 +14,7 @@ from t5x_lite.models.layer_path import parse_layer_path
 EXPERTS = ".feedforward.experts."
 
 
-def _function(feedforward: MLP | GLU) -> dict[str, object]:
+def _settings_of_function(feedforward: MLP | GLU) -> dict[str, object]:
     """Return the settings of a feed-forward that its outputs depend on in evaluation."""
     return feedforward.model_dump(exclude={"dropout"}, exclude_none=True)
 
@@ -51,12 +51,13 @@ class Upcycle(AdaptationMethod):
             if not isinstance(moe, MoE) or not isinstance(dense, MLP | GLU):
                 continue
             expert = moe.expert or models.new.dense_feedforward
-            if type(expert) is not type(dense) or _function(expert) != _function(dense):
+            settings = _settings_of_function(dense)
+            if type(expert) is not type(dense) or _settings_of_function(expert) != settings:
                 kind = "glu" if dense.is_gated else "mlp"
-                settings = ", ".join(f"{name}: {value}" for name, value in _function(dense).items())
+                listed = ", ".join(f"{name}: {value}" for name, value in settings.items())
                 raise ValueError(
-                    f"adapt.method upcycle: the experts compute another function than its feed-forward; set their "
-                    f"`expert` to {{{kind}: {{{settings}}}}}"
+                    "adapt.method upcycle: the experts compute another function than its feed-forward; set their "
+                    f"`expert` to {{{kind}: {{{listed}}}}}"
                 )
 
     def initial_weights(self, old: NamedArrays, fresh: NamedArrays, models: ModelPair) -> dict[str, Array]:

@@ -10,7 +10,7 @@ from t5x_lite.schema import Config, Int, Strings, setting
 Normalization = Literal["identity", "nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf"]
 RESERVED_PIECES = ("<pad>", "</s>", "<unk>")
 """Pieces that every SentencePiece model begins with."""
-RESERVED_PIECE = re.compile(r"|<pad>|</s>|<unk>|<extra_id_\d+>|<0x[0-9A-F]{2}>")
+TAKEN_NAME = re.compile(r"|<pad>|</s>|<unk>|<extra_id_\d+>|<0x[0-9A-F]{2}>")
 """Names that are those of other pieces: the reserved ones, sentinels and bytes."""
 
 
@@ -20,7 +20,7 @@ def name_problems(controls: Sequence[str], symbols: Sequence[str] = ()) -> Itera
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         yield f"{', '.join(repeated)}: named twice among controls and symbols; remove one"
-    reserved = [repr(name) for name in dict.fromkeys(names) if RESERVED_PIECE.fullmatch(name)]
+    reserved = [repr(name) for name in dict.fromkeys(names) if TAKEN_NAME.fullmatch(name)]
     if reserved:
         yield f"{', '.join(reserved)}: no name of a control or symbol, for every such tokenizer has it; remove it"
 

@@ -97,7 +97,8 @@ def _spans(mesh: Mesh, axes: tuple[str, ...], chip: Chip) -> tuple[tuple[_Span, 
     group = _positions(list(mesh.devices[tuple(index)].flat))
     every_position = _positions(list(mesh.devices.flat))
     sizes = np.ptp(every_position, axis=0) + 1
-    is_on_first_chip = [(positions == group[0]).all(axis=1).sum() for positions in (every_position, group)]
+    devices_on_chip = (every_position == group[0]).all(axis=1).sum()
+    devices_of_group_on_chip = (group == group[0]).all(axis=1).sum()
     spans = []
     for positions, size, is_ring in zip(group.T, sizes, _closed_axes(sizes, chip), strict=True):
         distinct = np.unique(positions)
@@ -105,7 +106,7 @@ def _spans(mesh: Mesh, axes: tuple[str, ...], chip: Chip) -> tuple[tuple[_Span, 
             spacing = int(np.diff(distinct).min())
             is_closed = is_ring and len(distinct) * spacing == size
             spans.append(_Span(len(distinct), spacing, is_closed))
-    return tuple(spans), len(group), int(is_on_first_chip[0] // is_on_first_chip[1])
+    return tuple(spans), len(group), int(devices_on_chip // devices_of_group_on_chip)
 
 
 def _positions(devices: Sequence[jax.Device]) -> Int[np.ndarray, "devices 3"]:
