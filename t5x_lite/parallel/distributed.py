@@ -148,21 +148,26 @@ def _follow_job() -> None:
 def _end_with_process(key: str, exit_code: str) -> None:
     """End this process with the exit code of another one, which has printed the reason.
 
+    Does nothing if this process finds the reason too, as all do that diverge together: it may have files to write.
+
     Args:
         key: the key of the exit code in the job's store. It ends with the number of the other process.
         exit_code: the exit code.
     """
+    time.sleep(HEARTBEAT_SECONDS)
+    if _is_ending.is_set():
+        return
     local_copies.finish()
     other = key.rpartition("/")[2]
     print(f"t5x-lite: process {jax.process_index()} ends with process {other}", file=sys.stderr, flush=True)
     if jax.process_index() == 0:
-        _wait_for_heartbeats()
+        _wait_for_others()
     os._exit(int(exit_code))
 
 
-def _wait_for_heartbeats() -> None:
-    """Wait until all other processes have read the job's key-value store, which ends with the first process."""
-    time.sleep(2 * HEARTBEAT_SECONDS)
+def _wait_for_others() -> None:
+    """Wait until all other processes have read the exit code and ended: the store ends with the first process."""
+    time.sleep(3 * HEARTBEAT_SECONDS)
 
 
 def silent_processes() -> list[int]:
@@ -213,7 +218,7 @@ def _end_others(error: UserError) -> None:
         with suppress(jax.errors.JaxRuntimeError):  # the store has ended with the first process
             key = f"{_EXIT_CODES}{jax.process_index()}"
             _key_value_store().key_value_set(key, str(error.exit_code), allow_overwrite=True)
-    _wait_for_heartbeats()
+    _wait_for_others()
 
 
 def _is_caused_by_jax(error: BaseException | None) -> bool:
