@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 
 import jax
 import numpy as np
-import tokenizers
 from jaxtyping import Array, Float, Int, PyTree
 
 from t5x_lite.data.files import match_files
@@ -117,9 +116,10 @@ def evaluate_cloze(model: EvaluationModel, task: Cloze, texts: Sequence[ClozeTex
     task.check_model(model.config.model)
     masker = build_token_masker(model.config, model.example_context)
     labels = list(task.verbalizer)
-    words = tuple([word_token(model.tokenizer, task.verbalizer[label]) for label in labels])
     texts = add_demonstrations(model, task, texts)
-    rows = _encode(model, masker, texts)
+    filled = [fill_gap(model.tokenizer, texts[0].text, task.verbalizer[label]) for label in labels]
+    words = tuple([int(tokens[place]) for tokens, place in filled])
+    rows = _encode(model, masker, texts, task.verbalizer[labels[0]], words[0])
     results = model.apply_to_rows(_word_probabilities, rows, "filling gaps", masker, words)
     answers = []
     for text, probabilities in zip(texts, results, strict=True):
@@ -128,17 +128,22 @@ def evaluate_cloze(model: EvaluationModel, task: Cloze, texts: Sequence[ClozeTex
     return answers
 
 
-def word_token(tokenizer: Tokenizer, word: str) -> int:
-    """Return the token of a word inside a text.
+def fill_gap(tokenizer: Tokenizer, text: str, word: str) -> tuple[Int[np.ndarray, "l"], int]:
+    """Return the tokens of a text with a word in its gap, and the place of the word's token among them.
+
+    The tokens around the gap are those that the model has learnt around words.
 
     Raises:
-        UserError: the word is not one token.
+        UserError: the word is not one token there.
     """
-    tokens = tokenizer.encode(tokenizer.sentence_border + word)
-    if len(tokens) != 1 or tokens[0] == tokenizer.unk:
-        pieces = " ".join(tokenizer.piece(int(token)) for token in tokens)
+    before, _, after = text.partition(MASK_PLACE)
+    tokens, characters = tokenizer.encode_placed(f"{before}{word}{after}")
+    is_of_word = (characters[:, 0] < len(before) + len(word)) & (characters[:, 1] > len(before))
+    (places,) = np.nonzero(is_of_word)
+    if len(places) != 1 or tokens[places[0]] == tokenizer.unk:
+        pieces = " ".join(tokenizer.piece(int(token)) for token in tokens[places])
         raise UserError(f"verbalizer: {word!r} is not one token of the vocabulary ({pieces}); choose another word")
-    return int(tokens[0])
+    return tokens, int(places[0])
 
 
 def _read_texts(task: Cloze, files: Sequence[str]) -> list[ClozeText]:
@@ -175,24 +180,32 @@ def _read_text(record: object, column: str, location: str, remedy: str) -> str:
     return str(value)
 
 
-def _encode(model: EvaluationModel, masker: TokenMasker, texts: Sequence[ClozeText]) -> list[Features]:
-    """Return the rows of texts with their gaps masked. One that is too long loses the tokens far from the gap."""
-    gap = masker.mask_token
-    name = model.tokenizer.piece(gap)
-    for special, token in model.tokenizer.special.items():
-        if token == gap:
-            name = special
-    # The names of special tokens stand for them, and may take the space before them, as in Transformers.
-    backend = model.tokenizer.to_tokenizers()
+def _encode(
+    model: EvaluationModel, masker: TokenMasker, texts: Sequence[ClozeText], word: str, word_token: int
+) -> list[Features]:
+    """Return the rows of texts with their gaps masked. One that is too long loses the tokens far from the gap.
+
+    Args:
+        model: the model.
+        masker: masks a token of a text.
+        texts: the texts.
+        word: a word that fits into each gap.
+        word_token: its token in the first text.
+
+    Raises:
+        UserError: the word is another token in one of the texts.
+    """
     room = model.window - masker.template.size(1)
     rows = []
     truncated = 0
     for text in texts:
-        tokens = _encode_gap(backend, text.text.replace(MASK_PLACE, name))
-        places = np.flatnonzero(tokens == gap)
-        if len(places) != 1:
-            raise UserError(f"cloze: a text names {name} itself: {text.text!r}; remove it")
-        place = int(places[0])
+        tokens, place = fill_gap(model.tokenizer, text.text, word)
+        if tokens[place] != word_token:
+            raise UserError(
+                f"cloze: in {text.text!r} {word!r} is another token than in the first text; let the pattern have the "
+                f"same characters before and after {MASK_PLACE} in every text"
+            )
+        tokens[place] = masker.mask_token
         if len(tokens) > room:
             truncated += 1
             tokens, place = _cut_around(tokens, place, room)
@@ -200,10 +213,6 @@ def _encode(model: EvaluationModel, masker: TokenMasker, texts: Sequence[ClozeTe
     if truncated:
         logging.warning("%d of %d texts lost tokens far from the gap", truncated, len(texts))
     return rows
-
-
-def _encode_gap(backend: tokenizers.Tokenizer, text: str) -> Int[np.ndarray, "l"]:
-    return np.array(backend.encode(text, add_special_tokens=False).ids, np.int32)
 
 
 def _cut_around(tokens: Int[np.ndarray, "l"], place: int, room: int) -> tuple[Int[np.ndarray, "_"], int]:

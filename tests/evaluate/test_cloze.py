@@ -10,8 +10,11 @@ import pytest
 import t5x_lite
 from t5x_lite import schema
 from t5x_lite.cli import main
+from t5x_lite.data.subword_training import train_byte_bpe
+from t5x_lite.data.tokenizer import Tokenizer
+from t5x_lite.data.tokenizer_config import ByteBPE
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate.cloze import evaluate_cloze, read_cloze
+from t5x_lite.evaluate.cloze import evaluate_cloze, fill_gap, read_cloze
 from t5x_lite.evaluate.evaluators.cloze import Cloze, load_cloze
 from tests.conftest import REPOSITORY
 
@@ -109,6 +112,23 @@ def test_bad_records_name_the_file_and_the_line(tmp_path: Path) -> None:
         read_cloze(cloze(path, {"0": "a", "2": "b"}))
     with pytest.raises(UserError, match=r"dev\.tsv:1: no column 'sentence' \(found text, label\)"):
         read_cloze(cloze(path, {"0": "a", "1": "b"}, pattern="{sentence} {mask}"))
+
+
+def byte_level(controls: tuple[str, ...]) -> Tokenizer:
+    text = "the film was great and it was good . the film was bad but it was long . " * 40
+    return train_byte_bpe(ByteBPE(vocab=290, controls=controls), [text])
+
+
+def test_the_tokens_around_a_gap_are_those_around_a_word() -> None:
+    tokenizer = byte_level(("<unk>", "<mask>"))
+    for text in ("it was {mask} .", "so {mask} was the film", "the <mask> was {mask}, long"):
+        tokens, place = fill_gap(tokenizer, text, "film")
+        filled = tokenizer.encode(text.replace("{mask}", "film"))
+        assert tokens.tolist() == filled.tolist()
+        assert tokenizer.decode(tokens[place : place + 1]).strip() == "film"
+        assert tokenizer.id_of("<mask>") not in tokens.tolist()
+    with pytest.raises(UserError, match=r"verbalizer: 'zebra' is not one token of the vocabulary \(.* .*\)"):
+        fill_gap(tokenizer, "it was {mask} .", "zebra")
 
 
 def test_a_null_column_is_refused(tmp_path: Path) -> None:
