@@ -443,7 +443,7 @@ def test_each_prompt_is_filled_or_continued(
         decoding = Sampling(**settings)
         request = GenerationRequest(prompts, [], None, None, settings, decoding, None)
         print_results(model, request)
-        assert capsys.readouterr().out == "a [x] b [x]\n\nno sentinel and on\n\n"
+        assert capsys.readouterr().out == "a [x] b [x]\n\n and on\n\n"  # an answer, without its prompt
     assert decoded_with == [0.0, 0.9]
 
 
