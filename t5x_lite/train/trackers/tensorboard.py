@@ -29,7 +29,7 @@ class TensorBoard(Tracker):
         logging.getLogger("tensorboardX").setLevel(logging.ERROR)
         folder = run.folder / "tensorboard"
         folder.mkdir(parents=True, exist_ok=True)
-        # Not its SummaryWriter, whose thread ends at a full disk without a word, and then waits forever for itself.
+        # Not its SummaryWriter: the thread of that ends at a full disk, and whoever fills its queue then waits forever.
         writer = EventsWriter(str(folder / "events"))
         first_step = run.resumed_step + 1
         writer.write_event(Event(step=first_step, file_version="brain.Event:2"))
