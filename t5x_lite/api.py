@@ -194,9 +194,7 @@ class Model:
         if not self.config.model.outputs:
             raise UserError("this model predicts no tokens (model.outputs: []); `embed` and `eval` are for it")
         if "neighbours" in self.config.model.outputs:
-            raise UserError(
-                "this model predicts the tokens around each (model.outputs: [neighbours]); `embed` is for it"
-            )
+            raise UserError("this model predicts tokens around each (model.outputs: [neighbours]); `embed` is for it")
         family = self.config.model.family
         if (family == "encoder_decoder") != (decoder_tokens is not None):
             raise UserError(

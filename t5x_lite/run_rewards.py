@@ -24,7 +24,7 @@ from t5x_lite.objectives.supervised import pooled_states
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.run_data import example_context
 from t5x_lite.run_dir import Run, open_run, split_step
-from t5x_lite.run_weights import BaseCheckpoint, fingerprint, load_weights
+from t5x_lite.run_weights import BaseCheckpoint, load_weights
 from t5x_lite.tasks import find_task
 from t5x_lite.trees import flatten_names
 from t5x_lite.verifiers import Verifier
@@ -108,13 +108,9 @@ def open_rewards(
     if expected is not None:
         step = expected.step
     step, params, _ = load_weights(run, mesh, step)
-    checkpoint = BaseCheckpoint(step, fingerprint(flatten_names(params)))
-    if expected is not None and checkpoint != expected:
-        raise UserError(
-            f"objective.{objective.name}.reward_run {objective.reward_run}: is not the reward run that this run began "
-            f"with: the weights of step {step} have the fingerprint {checkpoint.fingerprint}, and its was "
-            f"{expected.fingerprint}"
-        )
+    key = f"objective.{objective.name}.reward_run {objective.reward_run}"
+    subject = f"{key}: is not the reward run that this run began with"
+    checkpoint = BaseCheckpoint.of_weights(step, flatten_names(params), expected, subject)
     return RunRewards(run, params, mesh, config.train.seq_len, checkpoint)
 
 

@@ -10,7 +10,7 @@ from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
 from t5x_lite.models.spec import ModelSpec, model_spec
 from t5x_lite.run_dir import Run, open_run, split_step
-from t5x_lite.run_weights import BaseCheckpoint, fingerprint, merged_weights
+from t5x_lite.run_weights import BaseCheckpoint, merged_weights
 from t5x_lite.trees import unflatten_names
 
 
@@ -113,10 +113,5 @@ def load_teacher(
         return {}, None
     step = teacher.step if expected is None else expected.step
     step, weights = merged_weights(teacher.run, mesh, step)
-    source = BaseCheckpoint(step, fingerprint(weights))
-    if expected is not None and source != expected:
-        raise UserError(
-            f"distillation.teacher {teacher.run.config.run_dir}: is not the teacher that this run began with: the "
-            f"weights of step {step} have the fingerprint {source.fingerprint}, and its was {expected.fingerprint}"
-        )
-    return unflatten_names(weights), source
+    subject = f"distillation.teacher {teacher.run.config.run_dir}: is not the teacher that this run began with"
+    return unflatten_names(weights), BaseCheckpoint.of_weights(step, weights, expected, subject)

@@ -63,6 +63,29 @@ class BaseCheckpoint:
             return None
         return cls(**metadata[key])
 
+    @classmethod
+    def of_weights(
+        cls, step: int, weights: dict[str, Array], expected: "BaseCheckpoint | None", subject: str
+    ) -> "BaseCheckpoint":
+        """Return the checkpoint that weights are from.
+
+        Args:
+            step: its step.
+            weights: its weights by name.
+            expected: the checkpoint that a run began with, if it is resumed.
+            subject: the beginning of the message if it is another one.
+
+        Raises:
+            UserError: it is not the expected one.
+        """
+        source = cls(step, fingerprint(weights))
+        if expected is not None and source != expected:
+            raise UserError(
+                f"{subject}: the weights of step {step} have the fingerprint {source.fingerprint}, and its own was "
+                f"{expected.fingerprint}"
+            )
+        return source
+
 
 def source_run(config: RunConfig) -> Run:
     """Open the run that a config adapts.
@@ -116,12 +139,8 @@ def initial_weights(
     method = config.adapt.method
     base_step = None if base is None else base.step
     step, old = merged_weights(run, mesh, base_step)
-    source = BaseCheckpoint(step, fingerprint(old))
-    if base is not None and source != base:
-        raise UserError(
-            f"adapt.from {config.adapt.source}: is not the base that this run was adapted from: the weights of step "
-            f"{step} have the fingerprint {source.fingerprint}, and its own was {base.fingerprint}"
-        )
+    subject = f"adapt.from {config.adapt.source}: is not the base that this run was adapted from"
+    source = BaseCheckpoint.of_weights(step, old, base, subject)
     for number, folder in enumerate(method.sources):
         for name, value in _adapter_weights(folder, method, mesh, source).items():
             old[f"{number}:{name}"] = value
