@@ -12,17 +12,30 @@ RESERVED_PIECES = ("<pad>", "</s>", "<unk>")
 """Pieces that every SentencePiece model begins with."""
 TAKEN_NAME = re.compile(r"|<pad>|</s>|<unk>|<extra_id_\d+>|<0x[0-9A-F]{2}>")
 """Names that are those of other pieces: the reserved ones, sentinels and bytes."""
+SENTINEL_NAME = re.compile(r"<extra_id_\d+>")
 
 
 def name_problems(controls: Sequence[str], symbols: Sequence[str] = ()) -> Iterator[str]:
     """Yield what is wrong with the names of special tokens of a SentencePiece model."""
     names = (*controls, *symbols)
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if repeated:
-        yield f"{', '.join(repeated)}: named twice among controls and symbols; remove one"
+    yield from _repeated_names(names, "controls and symbols")
     reserved = [repr(name) for name in dict.fromkeys(names) if TAKEN_NAME.fullmatch(name)]
     if reserved:
         yield f"{', '.join(reserved)}: no name of a control or symbol, for every such tokenizer has it; remove it"
+
+
+def control_problems(controls: Sequence[str], extra_ids: int) -> Iterator[str]:
+    """Yield what is wrong with the special tokens of a vocabulary that `tokenizers` trains."""
+    yield from _repeated_names(controls, "controls")
+    sentinels = [name for name in controls if SENTINEL_NAME.fullmatch(name)]
+    if extra_ids > 0 and sentinels:
+        yield f"{', '.join(sentinels)}: extra_ids adds the sentinels; remove them from controls, or set extra_ids to 0"
+
+
+def _repeated_names(names: Sequence[str], where: str) -> Iterator[str]:
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        yield f"{', '.join(repeated)}: named twice among {where}; remove one"
 
 
 class _SentencePieceConfig(Config):
@@ -81,6 +94,9 @@ class ByteBPE(Config):
     extra_ids: Int = setting(0, "number of T5's sentinels <extra_id_0> …, at the end of the vocabulary", ge=0)
     sample_megabytes: float = setting(32.0, "amount of text that the vocabulary is trained on", unit="MB", gt=0)
 
+    def problems(self) -> Iterator[str]:
+        yield from control_problems(self.controls, self.extra_ids)
+
 
 class WordPiece(Config):
     """WordPiece of BERT (Devlin et al. 2019, §3), trained by `tokenizers`: pieces inside a word begin with ##."""
@@ -98,6 +114,7 @@ class WordPiece(Config):
     sample_megabytes: float = setting(32.0, "amount of text that the vocabulary is trained on", unit="MB", gt=0)
 
     def problems(self) -> Iterator[str]:
+        yield from control_problems(self.controls, self.extra_ids)
         if "[UNK]" not in self.controls:
             yield f"controls must hold [UNK], which words with unknown characters become; found {list(self.controls)}"
 

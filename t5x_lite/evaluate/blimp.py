@@ -25,12 +25,14 @@ class MinimalPair:
         bad: the other one.
         paradigm: name of the set, one of 67.
         phenomenon: one of the twelve that the sets belong to.
+        location: the file and line that it comes from.
     """
 
     good: str
     bad: str
     paradigm: str
     phenomenon: str
+    location: str
 
 
 def read_pairs(files: Sequence[str], limit: int | None = None) -> list[MinimalPair]:
@@ -74,7 +76,7 @@ def _parse_pair(line: str, location: str) -> MinimalPair:
     if not all(isinstance(value, str) and value for value in values):
         raise UserError(f"{location}: a field of a minimal pair is not a text, or empty")
     good, bad, paradigm, term = values
-    return MinimalPair(good, bad, paradigm, PHENOMENA.get(term, term))
+    return MinimalPair(good, bad, paradigm, PHENOMENA.get(term, term), location)
 
 
 def score_pairs(model: EvaluationModel, pairs: Sequence[MinimalPair]) -> list[tuple[float, float]]:
@@ -91,7 +93,12 @@ def score_pairs(model: EvaluationModel, pairs: Sequence[MinimalPair]) -> list[tu
     targets = model.tokenizer.encode_batch(sentences)
     rows = [(model.empty_context, token_ids) for token_ids in targets]
     scorer = model.likelihood
-    window = model.resolve_window(max(scorer.tokens_read(row) for row in rows))
+    lengths = [scorer.tokens_read(row) for row in rows]
+    longest = int(np.argmax(lengths))
+    try:
+        window = model.resolve_window(lengths[longest])
+    except UserError as error:
+        raise UserError(f"{pairs[longest // 2].location}: {error}") from None
     scores = [score.log_likelihood for score in scorer(rows, window)]
     return list(zip(scores[::2], scores[1::2], strict=True))
 

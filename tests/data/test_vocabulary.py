@@ -14,7 +14,7 @@ from t5x_lite import config as configuration
 from t5x_lite.data import vocabulary
 from t5x_lite.data.config import DataConfig
 from t5x_lite.data.sources import SMALLEST_UNIT
-from t5x_lite.data.tokenizer_config import BPE, ByteBPE, Character, TokenizerConfig, Unigram, Words
+from t5x_lite.data.tokenizer_config import BPE, ByteBPE, Character, TokenizerConfig, Unigram, WordPiece, Words
 from t5x_lite.errors import UserError
 from t5x_lite.run_data import open_tokenizer
 from tests.conftest import write_task
@@ -83,6 +83,12 @@ def test_special_tokens_that_do_not_fit_are_refused_with_the_config() -> None:
         Unigram(vocab=64, extra_ids=100, controls=("[CLS]", "[SEP]"))
     with pytest.raises(ValueError, match=r"\[CLS\]: named twice among controls and symbols"):
         BPE(controls=("[CLS]", "[CLS]"))
+    for config in (ByteBPE, WordPiece):
+        with pytest.raises(ValueError, match=r"\[UNK\]: named twice among controls"):
+            config(controls=("[UNK]", "[UNK]"))
+        with pytest.raises(ValueError, match="<extra_id_0>: extra_ids adds the sentinels"):
+            config(controls=("[UNK]", "<extra_id_0>"), extra_ids=2)
+        config(controls=("[UNK]", "<extra_id_0>"))
     for name in ("<pad>", "</s>", "<unk>", "<extra_id_7>", "<0x41>", ""):
         with pytest.raises(ValueError, match=f"{name!r}: no name of a control or symbol"):
             Unigram(controls=("[CLS]", name))

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -245,6 +246,17 @@ def test_files_that_are_not_blimp_are_refused_with_their_line(tmp_path: Path, co
     (tmp_path / "blimp.jsonl").write_text(content)
     with pytest.raises(UserError, match=message):
         read_pairs([str(tmp_path / "*.jsonl")])
+
+
+def test_a_sentence_that_is_too_long_is_refused_with_its_line(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = as_records(PAIRS[:2])
+    records[1]["sentence_bad"] = "A fox jumps over themselves. " * 20
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert main(["eval", str(tiny_run), f"blimp={path}"]) == 2
+    assert re.search(r"pairs\.jsonl:2: \d+ tokens are more than the model's 32 positions", capsys.readouterr().err)
 
 
 def test_an_evaluator_in_training_gives_what_the_command_gives(
