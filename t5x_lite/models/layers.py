@@ -199,20 +199,18 @@ class Linear(nnx.Module):
             input_rows = ("batch", "length")
             output_rows = ("batch", "residual_length" if writes_residual else "length")
         x = constrain(x, *input_rows, *self.input_names)
-        if self.quantization is None and has_float32_weight_gradients():
-            y = self._product_with_float32_gradient(x)
-        else:
-            y = _product_of_rows(x, matrix, len(self.inputs), self.quantization)
-        if bias is not None:
-            y = y + bias
-        return constrain(y, *output_rows, *self.output_names)
-
-    def _product_with_float32_gradient(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        input_size = math.prod(size for _, size in self.inputs)
+        # The outputs have one axis until the end, as where they are kept; see `name_product`.
         row_shape = x.shape[: x.ndim - len(self.inputs)]
-        matrix = self.weight[...].reshape(input_size, -1)
-        y = product_of_rows(x.reshape(*row_shape, input_size), matrix, self.dtype)
-        return y.reshape(*row_shape, *[size for _, size in self.outputs])
+        input_size = math.prod(size for _, size in self.inputs)
+        rows = x.reshape(*row_shape, input_size)
+        if self.quantization is None and has_float32_weight_gradients():
+            y = product_of_rows(rows, self.weight[...].reshape(input_size, -1), self.dtype)
+        else:
+            y = _product_of_rows(rows, matrix.reshape(input_size, -1), self.quantization)
+        if bias is not None:
+            y = y + bias.reshape(-1)
+        y = y.reshape(*row_shape, *[size for _, size in self.outputs])
+        return constrain(y, *output_rows, *self.output_names)
 
 
 def _product_of_sorted_rows(
@@ -238,24 +236,18 @@ def _product_of_experts(
 
 
 def _product_of_rows(
-    x: Float[Array, "..."], matrix: Float[Array, "..."], contracted: int, quantization: QuantizedType | None
-) -> Float[Array, "..."]:
-    """Return `tensordot`; where no device holds a part of the length, as a product of two matrices.
+    x: Float[Array, "*rows d"], matrix: Float[Array, "d f"], quantization: QuantizedType | None
+) -> Float[Array, "*rows f"]:
+    """Return the product of rows and a matrix; where no device holds a part of the length, of two matrices.
 
     For an operand of more axes, XLA for CPU transposes it before the product that gives the gradient of the weight: a
     third of the time of a small step.
     """
-    if quantization is None and num_shards("residual_length") > 1:
-        return jnp.tensordot(x, matrix, axes=contracted)
-    row_shape = x.shape[: x.ndim - contracted]
-    input_size = math.prod(matrix.shape[:contracted])
-    output_shape = matrix.shape[contracted:]
-    flat_matrix = matrix.reshape(input_size, math.prod(output_shape))
     if quantization is not None:
-        rows = quantized_product(x.reshape(*row_shape, input_size), flat_matrix, quantization)
-        return rows.reshape(*row_shape, *output_shape)
-    flat = x.reshape(-1, input_size) @ flat_matrix
-    return flat.reshape(*row_shape, *output_shape)
+        return quantized_product(x, matrix, quantization)
+    if num_shards("residual_length") > 1:
+        return x @ matrix
+    return (x.reshape(-1, x.shape[-1]) @ matrix).reshape(*x.shape[:-1], matrix.shape[1])
 
 
 class Embed(nnx.Module):

@@ -1,5 +1,6 @@
 """Rematerialisation: which activations the backward pass computes again instead of keeping."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -13,7 +14,10 @@ from t5x_lite.models.quantization import QUANTIZED_PRODUCT
 from t5x_lite.models.remat_policy import (
     ATTENTION_OUTPUT,
     EXCHANGED_ROWS,
+    INNER_PRODUCT,
+    OUTPUT_PRODUCT,
     PINNED_HOST,
+    PROJECTION,
     SAVED_NAMES,
     RematPolicy,
     product_name,
@@ -25,6 +29,8 @@ CUDNN_ATTENTION = "dot_product_attention_fwd_wrapper"
 """JAX's primitive of cuDNN's attention. It has the log-sums as results that no name can be put on."""
 KERNELS = ("pallas_call", CUDNN_ATTENTION, "ragged_dot_general")
 """JAX's primitives of fused attention (Pallas kernels and cuDNN's), and of products with experts of sorted rows."""
+PRODUCTS = (PROJECTION, INNER_PRODUCT, OUTPUT_PRODUCT, EXCHANGED_ROWS)
+"""Names of what `dots` keeps beside kernels and products that have no name."""
 
 Carry = TypeVar("Carry")
 Scanned = TypeVar("Scanned")
@@ -42,9 +48,15 @@ def name_attention(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return checkpoint_name(x, ATTENTION_OUTPUT)
 
 
-def name_product(x: Float[Array, "*shape"], output_axes: tuple[str, ...]) -> Float[Array, "*shape"]:
-    """Mark the product with a matrix whose outputs have these logical axes for the policies."""
-    return checkpoint_name(x, product_name(output_axes))
+def name_product(y: Float[Array, "*shape"], output_axes: tuple[str, ...]) -> Float[Array, "*shape"]:
+    """Mark the product with a matrix whose outputs have these logical axes for the policies.
+
+    What a policy keeps has one axis for all outputs: a TPU stores an array whose last axis is the 64 channels of a head
+    in rows of 128, and takes a copy to change its shape.
+    """
+    rows = y.shape[: y.ndim - len(output_axes)]
+    flat = checkpoint_name(y.reshape(*rows, math.prod(y.shape[len(rows) :])), product_name(output_axes))
+    return flat.reshape(y.shape)
 
 
 def name_exchanged_rows(rows: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -90,10 +102,14 @@ def _named_or_cudnn_attention(names: Sequence[str], primitive: Any, *values: Any
 
 
 def _products_and_kernels(primitive: Any, *values: Any, **parameters: Any) -> bool:
-    """Return whether the result of a primitive is that of a matrix product, of a kernel or of another device."""
+    """Return whether the result of a primitive is that of a matrix product, of a kernel or of another device.
+
+    A product with weights is kept by its name, with its bias: without it, the addition would be a pass over memory of
+    its own, in the forward pass and when it is computed again.
+    """
     if primitive.name in KERNELS or _is_quantized_product(primitive, parameters):
         return True
-    if primitive.name == "name" and parameters["name"] == EXCHANGED_ROWS:
+    if primitive.name == "name" and parameters["name"] in PRODUCTS:
         return True
     if _has_quantized_operands(values):
         return False

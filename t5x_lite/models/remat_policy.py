@@ -15,7 +15,7 @@ INNER_PRODUCT = "inner_product"
 EXCHANGED_ROWS = "exchanged_rows"
 """Tokens and outputs of experts that the devices of `mesh.expert` have sent each other."""
 OUTPUT_PRODUCT = "output_product"
-"""Products that return to the residual stream. No policy keeps these by name."""
+"""Products that return to the residual stream."""
 
 PINNED_HOST = "pinned_host"
 """JAX's name of host memory that a device copies to and from, where `offload` keeps activations."""

@@ -1,11 +1,12 @@
 """Flash attention, interpreted on a CPU, against attention written from its definition; and compiled for a GPU."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import TypeAlias
 
 import jax
+import jax.extend as jex
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -23,18 +24,17 @@ Attention: TypeAlias = Callable[[FlashInputs, FlashSettings], Float[Array, "b l 
 
 BATCH = 2
 HEADS = 4
-WIDTH = 16
 SEED = 7
 """Seed of dropout."""
 
 
 def random_inputs(
-    length: int, keys: int, kv_heads: int, *, packed: bool, has_bias: bool, has_prefix: bool
+    length: int, keys: int, kv_heads: int, width: int, *, packed: bool, has_bias: bool, has_prefix: bool
 ) -> FlashInputs:
     """Return random inputs. Packed rows have three documents and end in padding."""
     rng = np.random.default_rng(0)
-    query = rng.normal(size=(BATCH, length, HEADS, WIDTH))
-    key, value = rng.normal(size=(2, BATCH, keys, kv_heads, WIDTH))
+    query = rng.normal(size=(BATCH, length, HEADS, width))
+    key, value = rng.normal(size=(2, BATCH, keys, kv_heads, width))
     bias = None
     if has_bias:
         bias = jnp.asarray(np.random.default_rng(1).normal(size=(HEADS, length + keys)), jnp.float32)
@@ -117,6 +117,17 @@ CASES: dict[str, tuple[dict[str, object], dict[str, object]]] = {
         {"causal": True, "has_prefix": True, "window": 20, "dropout": 0.1},
     ),
     "grouped heads": ({"kv_heads": 2, "packed": True}, {"causal": True}),
+    "four heads in a row of lanes, bias, dropout": (
+        {"width": 32, "packed": True, "has_bias": True},
+        {"dropout": 0.2},
+    ),
+    "two heads in a row of lanes, lengths that fill no tile": (
+        {"width": 64, "length": 41, "keys": 60, "packed": True, "has_bias": True},
+        {},
+    ),
+    "two heads in a row of lanes, prefix": ({"width": 64, "has_prefix": True}, {"causal": True, "has_prefix": True}),
+    "one head in a row of lanes, grouped": ({"width": 128, "kv_heads": 2}, {"causal": True, "dropout": 0.1}),
+    "narrow heads that share keys": ({"width": 64, "kv_heads": 2, "packed": True}, {}),
     "oblong tiles": ({"packed": True}, {"causal": True, "block_q": 32}),
 }
 """By name of the case: arguments of `random_inputs` and settings of the kernels that differ from the defaults."""
@@ -124,6 +135,7 @@ DEFAULT_INPUTS = {
     "length": 48,
     "keys": 48,
     "kv_heads": HEADS,
+    "width": 16,
     "packed": False,
     "has_bias": False,
     "has_prefix": False,
@@ -220,3 +232,40 @@ def test_the_kernels_compile_for_a_gpu_without_one_and_without_a_square_array() 
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("triton") == 4
     assert f"{length}x{length}" not in text
+
+
+@pytest.mark.parametrize(("heads", "width", "channels"), [(4, 64, 256), (8, 32, 256), (2, 128, 256), (3, 64, 384)])
+def test_heads_keep_their_place_on_a_tpu(heads: int, width: int, channels: int) -> None:
+    """The kernels read queries, keys and values as the projections compute them, and nothing is transposed.
+
+    Two heads of 64 channels or four of 32 share the 128 lanes of a row; an odd number of heads of 64 is padded.
+    """
+    length = 256
+    shape = (2, length, heads, width)
+    settings = FlashSettings(scale=0.125, causal=True, block_q=128, block_k=128, on_tpu=True)
+
+    def total(rows: Float[Array, "b l c"]) -> Float[Array, ""]:
+        states = rows.reshape(shape)
+        segments = jnp.ones((2, length), jnp.int32)
+        inputs = FlashInputs(states, states, states, segments, segments, None, None, jnp.zeros(4, jnp.int32))
+        return jnp.sum(flash_attention(inputs, settings).reshape(2, length, -1).astype(jnp.float32))
+
+    jaxpr = jax.make_jaxpr(jax.grad(total))(jax.ShapeDtypeStruct((2, length, heads * width), jnp.bfloat16))
+    found = list(equations_outside_of_kernels(jaxpr.jaxpr))
+    assert "transpose" not in {equation.primitive.name for equation in found}
+    kernels = [equation for equation in found if equation.primitive.name == "pallas_call"]
+    assert len(kernels) == 3
+    for kernel in kernels:
+        shapes = {str(variable.aval) for variable in kernel.invars}
+        assert {shape for shape in shapes if shape.startswith("bfloat16")} == {f"bfloat16[2,{length},{channels}]"}
+
+
+def equations_outside_of_kernels(jaxpr: jex.core.Jaxpr) -> Iterator[jex.core.JaxprEqn]:
+    """Yield the equations of a program and of those that it calls, but for the kernels' own."""
+    for equation in jaxpr.eqns:
+        yield equation
+        if equation.primitive.name == "pallas_call":
+            continue
+        for value in equation.params.values():
+            if isinstance(value, jex.core.ClosedJaxpr):
+                yield from equations_outside_of_kernels(value.jaxpr)

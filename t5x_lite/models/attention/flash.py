@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from t5x_lite.integers import ceil_div, next_power_of_two
+from t5x_lite.integers import ceil_div
 from t5x_lite.models.attention import flash_gpu, flash_tpu
 from t5x_lite.models.attention.context import AttentionInputs
 from t5x_lite.models.attention.flash_tiles import LOG2_E, FlashInputs, FlashSettings, diagonal_tiles
@@ -166,45 +166,50 @@ def _scalars(seed: Int[Array, ""], heads: int) -> Int[Array, "4"]:
 def flash_attention(inputs: FlashInputs, settings: FlashSettings) -> Float[Array, "b l h k"]:
     """Compute attention on one device; a query without any key gets 0.
 
-    Lengths and head_dim are padded here to what the kernels need.
+    Lengths are padded here to whole tiles, and heads are packed as the kernels read them.
     """
-    length = inputs.query.shape[1]
+    length, heads, width = inputs.query.shape[1:]
     keys = inputs.key.shape[1]
-    width = inputs.query.shape[3]
     padded_length = ceil_div(length, settings.block_q) * settings.block_q
     padded_keys = ceil_div(keys, settings.block_k) * settings.block_k
-    padded_width = width if settings.on_tpu else max(16, next_power_of_two(width))
+    if settings.on_tpu:
+        heads_per_block = flash_tpu.heads_per_block(heads, inputs.key.shape[2], width)
+        settings = replace(settings, heads_per_block=heads_per_block)
+    kernels = _kernels(settings)
 
     def pad(x: Array, size: int) -> Array:
         padding = [(0, 0)] * x.ndim
         padding[1] = (0, size - x.shape[1])
-        if x.ndim == 4:
-            padding[3] = (0, padded_width - width)
         return jnp.pad(x, padding)
 
     prefix = inputs.prefix
     if prefix is not None:
         prefix = pad(prefix, padded_keys)
     bias = inputs.bias
+    bias_tiles = None
     if bias is not None:
         left = padded_length - length
         right = padded_length + padded_keys - left - bias.shape[1]
-        bias = diagonal_tiles(LOG2_E * jnp.pad(bias, [(0, 0), (left, right)]), settings.block_q)
+        bias = LOG2_E * jnp.pad(bias, [(0, 0), (left, right)])
+        # The kernels return the gradient of the bias itself.
+        bias_tiles = diagonal_tiles(jax.lax.stop_gradient(bias), settings.block_q)
     padded = FlashInputs(
-        query=pad(inputs.query, padded_length),
-        key=pad(inputs.key, padded_keys),
-        value=pad(inputs.value, padded_keys),
+        query=pad(kernels.pack_heads(inputs.query, settings), padded_length),
+        key=pad(kernels.pack_heads(inputs.key, settings), padded_keys),
+        value=pad(kernels.pack_heads(inputs.value, settings), padded_keys),
         query_segments=pad(inputs.query_segments, padded_length),
         key_segments=pad(inputs.key_segments, padded_keys),
         prefix=prefix,
         bias=bias,
         scalars=inputs.scalars,
+        bias_tiles=bias_tiles,
     )
-    return _attention(padded, settings)[:, :length, :, :width]
+    out = _attention(padded, settings)[:, :length]
+    return kernels.unpack_heads(out, heads, width)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _attention(inputs: FlashInputs, settings: FlashSettings) -> Float[Array, "b l h k"]:
+def _attention(inputs: FlashInputs, settings: FlashSettings) -> Float[Array, "b l ..."]:
     out, _ = _kernels(settings).forward(inputs, settings)
     return out
 
@@ -213,42 +218,35 @@ def _kernels(settings: FlashSettings) -> ModuleType:
     return flash_tpu if settings.on_tpu else flash_gpu
 
 
-Residuals = tuple[FlashInputs, Float[Array, "b l h k"], Float[Array, "b h l"]]
+Residuals = tuple[FlashInputs, Float[Array, "b l ..."], Float[Array, "b ... l"]]
 
 
-def _attention_forward(inputs: FlashInputs, settings: FlashSettings) -> tuple[Float[Array, "b l h k"], Residuals]:
+def _attention_forward(inputs: FlashInputs, settings: FlashSettings) -> tuple[Float[Array, "b l ..."], Residuals]:
     out, log_sum = _kernels(settings).forward(inputs, settings)
     out = name_attention(out)
     return out, (inputs, out, name_attention(log_sum))
 
 
 def _attention_backward(
-    settings: FlashSettings, residuals: Residuals, out_gradient: Float[Array, "b l h k"]
+    settings: FlashSettings, residuals: Residuals, out_gradient: Float[Array, "b l ..."]
 ) -> tuple[FlashInputs]:
     inputs, out, log_sum = residuals
-    delta = jnp.einsum("blhk,blhk->bhl", out.astype(jnp.float32), out_gradient.astype(jnp.float32))
-    query, key, value = _kernels(settings).backward(inputs, settings, out_gradient, log_sum, delta)
+    computed = _kernels(settings).backward(inputs, settings, out, out_gradient, log_sum)
     gradients: dict[str, Any] = {
-        "query": query.astype(inputs.query.dtype),
-        "key": _sum_head_groups(key, inputs.key),
-        "value": _sum_head_groups(value, inputs.value),
+        "query": computed.query,
+        "key": computed.key,
+        "value": computed.value,
         "query_segments": _zero_gradient(inputs.query_segments),
         "key_segments": _zero_gradient(inputs.key_segments),
         "prefix": _zero_gradient(inputs.prefix),
         "bias": None,
         "scalars": _zero_gradient(inputs.scalars),
+        "bias_tiles": None,
     }
-    if inputs.bias is not None:
+    if computed.bias is not None:
         # Scores are log2(e) times those of the definition, and so is the bias.
-        tiles = _kernels(settings).bias_gradient(inputs, settings, out_gradient, log_sum, delta)
-        gradients["bias"] = tiles / LOG2_E
+        gradients["bias"] = computed.bias / LOG2_E
     return (FlashInputs(**gradients),)
-
-
-def _sum_head_groups(gradient: Float[Array, "b m h k"], key: Float[Array, "b m n k"]) -> Float[Array, "b m n k"]:
-    """Sum a gradient over the query heads that share a key head."""
-    b, m, n, k = key.shape
-    return gradient.reshape(b, m, n, -1, k).sum(3).astype(key.dtype)
 
 
 def _zero_gradient(x: Array | None) -> np.ndarray | None:

@@ -12,6 +12,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
+from t5x_lite.integers import next_power_of_two
 from t5x_lite.models.attention.context import MASK_VALUE
 from t5x_lite.models.attention.flash_gpu_blocks import (
     ProgramRefs,
@@ -23,6 +24,7 @@ from t5x_lite.models.attention.flash_gpu_blocks import (
     tile_spec,
 )
 from t5x_lite.models.attention.flash_tiles import (
+    FlashGradients,
     FlashInputs,
     FlashSettings,
     GradientRefs,
@@ -32,7 +34,22 @@ from t5x_lite.models.attention.flash_tiles import (
     key_blocks,
     query_blocks,
     score_gradients,
+    sum_diagonals,
 )
+
+MIN_WIDTH = 16
+"""Triton multiplies matrices of at least this many rows and columns."""
+
+
+def pack_heads(x: Float[Array, "b l h k"], settings: FlashSettings) -> Float[Array, "b l h k"]:
+    """Pad the channels of a head to what a product of Triton takes."""
+    width = x.shape[3]
+    return jnp.pad(x, [(0, 0), (0, 0), (0, 0), (0, max(MIN_WIDTH, next_power_of_two(width)) - width)])
+
+
+def unpack_heads(x: Float[Array, "b l h k"], heads: int, width: int) -> Float[Array, "b l h k"]:
+    """Remove the padding of channels."""
+    return x[..., :width]
 
 
 def _compiler_params(inputs: FlashInputs, settings: FlashSettings) -> triton.CompilerParams:
@@ -101,12 +118,13 @@ def _forward_kernel(*refs: Ref, inputs: FlashInputs, settings: FlashSettings) ->
 def backward(
     inputs: FlashInputs,
     settings: FlashSettings,
+    out: Float[Array, "b l h k"],
     out_gradient: Float[Array, "b l h k"],
     log_sum: Float[Array, "b h l"],
-    delta: Float[Array, "b h l"],
-) -> tuple[Float[Array, "b l h k"], Float[Array, "b m h k"], Float[Array, "b m h k"]]:
-    """Return the gradients of queries, and of keys and values for every query head."""
+) -> FlashGradients:
+    """Return the gradients of queries, keys, values and bias."""
     batch, length, heads, width = inputs.query.shape
+    delta = jnp.einsum("blhk,blhk->bhl", out.astype(jnp.float32), out_gradient.astype(jnp.float32))
     keys = inputs.key.shape[1]
     specs, arrays = input_specs(inputs, batch_and_head)
     specs += gradient_specs(inputs, batch_and_head)
@@ -132,7 +150,16 @@ def backward(
         interpret=settings.interpret,
         name="flash_attention_key_value_gradient",
     )(*arrays)
-    return query, key, value
+    bias = None
+    if inputs.bias_tiles is not None:
+        bias = _bias_gradient(inputs, settings, out_gradient, log_sum, delta)
+    return FlashGradients(query, _sum_head_groups(key, inputs.key), _sum_head_groups(value, inputs.value), bias)
+
+
+def _sum_head_groups(gradient: Float[Array, "b m h k"], key: Float[Array, "b m n k"]) -> Float[Array, "b m n k"]:
+    """Sum a gradient over the query heads that share a key head."""
+    b, m, n, k = key.shape
+    return gradient.reshape(b, m, n, -1, k).sum(3).astype(key.dtype)
 
 
 def _tile_gradients(
@@ -205,14 +232,14 @@ def _key_value_gradient_kernel(*refs: Ref, inputs: FlashInputs, settings: FlashS
     value_ref[...] = value_gradient.astype(value_ref.dtype)
 
 
-def bias_gradient(
+def _bias_gradient(
     inputs: FlashInputs,
     settings: FlashSettings,
     out_gradient: Float[Array, "b l h k"],
     log_sum: Float[Array, "b h l"],
     delta: Float[Array, "b h l"],
-) -> Float[Array, "h d q m"]:
-    """Return the gradients of the scores, summed over the batch and along the tiles of each diagonal.
+) -> Float[Array, "h x"]:
+    """Return the gradient of the bias: that of the scores, summed over the batch and along the diagonals.
 
     All tiles of a block diagonal hold the same offsets, so that they are added as they are; see `diagonal_tiles`.
     """
@@ -237,7 +264,7 @@ def bias_gradient(
         interpret=settings.interpret,
         name="flash_attention_bias_gradient",
     )(*arrays, out_gradient, log_sum, delta)
-    return tiles.sum(0)
+    return sum_diagonals(tiles.sum(0))
 
 
 def _bias_gradient_kernel(*refs: Ref, inputs: FlashInputs, settings: FlashSettings) -> None:

@@ -86,7 +86,7 @@ def split_refs(
     named = {name: remaining.pop(0) for name in names}
     if inputs.prefix is not None:
         optional["prefix"] = remaining.pop(0)
-    if inputs.bias is not None:
+    if inputs.bias_tiles is not None:
         optional["bias"] = remaining.pop(0)
     return ProgramRefs(**named, **optional, batch=batch, head=head, settings=settings), remaining
 
@@ -137,9 +137,9 @@ def input_specs(inputs: FlashInputs, place: ProgramPlace) -> tuple[list[pl.Block
     if inputs.prefix is not None:
         specs.append(pl.BlockSpec((None, keys), row_block))
         arrays.append(inputs.prefix)
-    if inputs.bias is not None:
-        specs.append(pl.BlockSpec((None, *inputs.bias.shape[1:]), bias_block))
-        arrays.append(inputs.bias)
+    if inputs.bias_tiles is not None:
+        specs.append(pl.BlockSpec((None, *inputs.bias_tiles.shape[1:]), bias_block))
+        arrays.append(inputs.bias_tiles)
     return specs, arrays
 
 

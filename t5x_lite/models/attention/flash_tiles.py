@@ -36,6 +36,7 @@ class FlashSettings:
         block_q, block_k: queries and keys of a tile; equal where there is a bias.
         warps, stages: warps of a program and depth of its software pipeline; None chooses by head_dim.
         on_tpu: the kernels are those for TPUs.
+        heads_per_block: heads whose channels fill a row of lanes of a TPU together.
         interpret: run in Pallas's interpreter.
     """
 
@@ -49,6 +50,7 @@ class FlashSettings:
     warps: int | None = None
     stages: int = 2
     on_tpu: bool = False
+    heads_per_block: int = 1
     interpret: bool = False
 
     @property
@@ -67,27 +69,39 @@ class GradientRefs:
 
 
 @dataclass(frozen=True)
+class FlashGradients:
+    """The gradients of one call, each in the shape of the input of its name."""
+
+    query: Array
+    key: Array
+    value: Array
+    bias: Array | None
+
+
+@dataclass(frozen=True)
 class FlashInputs:
     """The arrays of one call.
 
     Attributes:
-        query, key, value: h query heads share n key heads in order.
+        query, key, value: h query heads share n key heads in order; `pack_heads` of the kernels gives them the shape
+            that they read.
         query_segments, key_segments: the document of each token; 0 is padding.
         prefix: 1 where a key belongs to the prefix.
-        bias: bias of head h at the offset key - query = x - (l - 1), `[h, x]`; the kernels take it as
-            `diagonal_tiles`.
+        bias: bias of head h at the offset key - query = x - (l - 1).
         scalars: index of the first query in the row, the seed of dropout, the number of the first attention matrix
             among those of the whole batch, and the heads of a row, of which this device may have some.
+        bias_tiles: `diagonal_tiles` of the bias, which the kernels read.
     """
 
-    query: Float[Array, "b l h k"]
-    key: Float[Array, "b m n k"]
-    value: Float[Array, "b m n k"]
+    query: Float[Array, "b l ..."]
+    key: Float[Array, "b m ..."]
+    value: Float[Array, "b m ..."]
     query_segments: Int[Array, "b l"]
     key_segments: Int[Array, "b m"]
     prefix: Int[Array, "b m"] | None
-    bias: Float[Array, "h ..."] | None
+    bias: Float[Array, "h x"] | None
     scalars: Int[Array, "4"]
+    bias_tiles: Float[Array, "h d q m"] | None = None
 
 
 jax.tree_util.register_dataclass(FlashInputs)
@@ -230,8 +244,15 @@ def sum_diagonals(tiles: Float[Array, "h d q k"]) -> Float[Array, "h x"]:
     wide = jnp.pad(tiles[:, :, ::-1], [(0, 0), (0, 0), (0, 0), (0, block)])
     flat = wide.reshape(heads, diagonals, 2 * block * block)[:, :, : block * (2 * block - 1)]
     sums = flat.reshape(heads, diagonals, block, 2 * block - 1).sum(2)
+    return add_overlaps(jnp.pad(sums, [(0, 0), (0, 0), (0, 1)]))
+
+
+def add_overlaps(sums: Float[Array, "h d c"]) -> Float[Array, "h x"]:
+    """Return the sums of all diagonals: the c columns of tile d begin at `d * c / 2`."""
+    heads, diagonals, columns = sums.shape
+    block = columns // 2
     low = sums[:, :, :block].reshape(heads, diagonals * block)
-    high = jnp.pad(sums[:, :, block:], [(0, 0), (0, 0), (0, 1)]).reshape(heads, diagonals * block)
+    high = sums[:, :, block:].reshape(heads, diagonals * block)
     return jnp.pad(low, [(0, 0), (0, block)]) + jnp.pad(high, [(0, 0), (block, 0)])
 
 

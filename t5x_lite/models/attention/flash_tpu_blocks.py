@@ -6,17 +6,20 @@ from typing import TypeAlias
 
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from t5x_lite.models.attention.flash_tiles import FlashInputs, FlashSettings, Ref, Scalar
+
+LANES = 128
+"""Values of a row of the core's memory."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """The place of a tile: row of the batch, head, and number of its block of queries and of its block of keys."""
+    """The place of a tile: row of the batch, and numbers of its blocks of heads, of queries and of keys."""
 
     batch: Scalar
-    head: Scalar
+    heads: Scalar
     query: Scalar
     key: Scalar
 
@@ -39,41 +42,46 @@ class TileRefs:
     bias: Ref | None
 
 
-def query_spec(settings: FlashSettings, width: int, place: Place) -> pl.BlockSpec:
-    """Return the block of an array `[b, h, l, width]` with the queries of a tile."""
+def query_spec(settings: FlashSettings, place: Place) -> pl.BlockSpec:
+    """Return the block of an array `[b, l, h * k]` with the queries of a tile."""
 
     def block(*ids: Scalar) -> tuple[Scalar, ...]:
         tile = place(*ids)
-        return tile.batch, tile.head, tile.query, 0
+        return tile.batch, tile.query, tile.heads
 
-    return pl.BlockSpec((None, None, settings.block_q, width), block)
+    return pl.BlockSpec((None, settings.block_q, LANES), block)
 
 
 def query_row_spec(settings: FlashSettings, place: Place) -> pl.BlockSpec:
-    """Return the block of an array `[b, h, 1, l]` with a value for each query of a tile."""
+    """Return the block of an array `[b, c, h, l]` with a value for each query of the h heads of a block."""
 
     def block(*ids: Scalar) -> tuple[Scalar, ...]:
         tile = place(*ids)
-        return tile.batch, tile.head, 0, tile.query
+        return tile.batch, tile.heads, 0, tile.query
 
-    return pl.BlockSpec((None, None, 1, settings.block_q), block)
+    return pl.BlockSpec((None, None, settings.heads_per_block, settings.block_q), block)
 
 
-def key_spec(settings: FlashSettings, width: int, place: Place, groups: int) -> pl.BlockSpec:
-    """Return the block of an array `[b, n, m, width]` with the keys of a tile; `groups` heads share its keys."""
+def key_spec(inputs: FlashInputs, settings: FlashSettings, place: Place) -> pl.BlockSpec:
+    """Return the block of an array `[b, m, n * k]` with the keys of a tile."""
+    groups = head_groups(inputs)
 
     def block(*ids: Scalar) -> tuple[Scalar, ...]:
         tile = place(*ids)
-        return tile.batch, tile.head // groups, tile.key, 0
+        return tile.batch, tile.key, tile.heads // groups
 
-    return pl.BlockSpec((None, None, settings.block_k, width), block)
+    return pl.BlockSpec((None, settings.block_k, LANES), block)
+
+
+def head_groups(inputs: FlashInputs) -> int:
+    """Return how many query heads share a key head."""
+    return inputs.query.shape[2] // inputs.key.shape[2]
 
 
 def input_blocks(inputs: FlashInputs, settings: FlashSettings, place: Place) -> tuple[list[pl.BlockSpec], list[Array]]:
     """Return the block specs and the arrays of the inputs, in the order of `TileRefs`."""
-    length, heads, width = inputs.query.shape[1:]
-    query_tiles = length // settings.block_q
-    spec_of_keys = key_spec(settings, width, place, groups=heads // inputs.key.shape[2])
+    query_tiles = inputs.query.shape[1] // settings.block_q
+    spec_of_keys = key_spec(inputs, settings, place)
 
     def query_segments_block(*ids: Scalar) -> tuple[Scalar, ...]:
         tile = place(*ids)
@@ -85,12 +93,12 @@ def input_blocks(inputs: FlashInputs, settings: FlashSettings, place: Place) -> 
 
     def bias_block(*ids: Scalar) -> tuple[Scalar, ...]:
         tile = place(*ids)
-        return tile.head, tile.key - tile.query + query_tiles - 1, 0, 0
+        return tile.heads, tile.key - tile.query + query_tiles - 1, 0, 0
 
     key_row_spec = pl.BlockSpec((None, 1, settings.block_k), key_row_block)
     specs = [
         pl.BlockSpec(memory_space=pltpu.SMEM),
-        query_spec(settings, width, place),
+        query_spec(settings, place),
         spec_of_keys,
         spec_of_keys,
         pl.BlockSpec((None, 1, settings.block_q), query_segments_block),
@@ -98,33 +106,20 @@ def input_blocks(inputs: FlashInputs, settings: FlashSettings, place: Place) -> 
     ]
     arrays = [
         inputs.scalars,
-        inputs.query.swapaxes(1, 2),
-        inputs.key.swapaxes(1, 2),
-        inputs.value.swapaxes(1, 2),
+        inputs.query,
+        inputs.key,
+        inputs.value,
         inputs.query_segments[:, None],
         inputs.key_segments[:, None],
     ]
     if inputs.prefix is not None:
         specs.append(key_row_spec)
         arrays.append(inputs.prefix[:, None])
-    if inputs.bias is not None:
-        specs.append(pl.BlockSpec((None, None, settings.block_q, settings.block_k), bias_block))
-        arrays.append(inputs.bias)
+    if inputs.bias_tiles is not None:
+        block = (settings.heads_per_block, None, settings.block_q, settings.block_k)
+        specs.append(pl.BlockSpec(block, bias_block))
+        arrays.append(inputs.bias_tiles)
     return specs, arrays
-
-
-def gradient_blocks(
-    inputs: FlashInputs,
-    settings: FlashSettings,
-    out_gradient: Float[Array, "b l h k"],
-    log_sum: Float[Array, "b h l"],
-    delta: Float[Array, "b h l"],
-    place: Place,
-) -> tuple[list[pl.BlockSpec], list[Array]]:
-    """Return the block specs and the arrays of what the backward pass reads, in the order of `GradientRefs`."""
-    row_spec = query_row_spec(settings, place)
-    specs = [query_spec(settings, inputs.query.shape[3], place), row_spec, row_spec]
-    return specs, [out_gradient.swapaxes(1, 2), log_sum[:, :, None], delta[:, :, None]]
 
 
 def split_refs(refs: Sequence[Ref], inputs: FlashInputs) -> tuple[TileRefs, list[Ref]]:
@@ -133,5 +128,5 @@ def split_refs(refs: Sequence[Ref], inputs: FlashInputs) -> tuple[TileRefs, list
     names = ["scalars", "query", "key", "value", "query_segments", "key_segments"]
     named = {name: remaining.pop(0) for name in names}
     named["prefix"] = remaining.pop(0) if inputs.prefix is not None else None
-    named["bias"] = remaining.pop(0) if inputs.bias is not None else None
+    named["bias"] = remaining.pop(0) if inputs.bias_tiles is not None else None
     return TileRefs(**named), remaining

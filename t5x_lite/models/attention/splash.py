@@ -18,7 +18,7 @@ from t5x_lite.models.reorder import reorder
 from t5x_lite.models.sharding import active_mesh, axis_sizes, gather_shards, head_axis, num_shards, partition_spec
 
 LANES = 128
-"""Splash attention works on blocks of a multiple of this many tokens (the kernel's source)."""
+"""Values of a row of the core's memory. Splash attention works on blocks of a multiple of this many tokens."""
 BLOCK_SIZES = (512, 256, 128)
 """Tokens of a block, the fastest first."""
 
@@ -60,6 +60,8 @@ def attention(inputs: AttentionInputs, kind: AttentionKind) -> Float[Array, "b l
     head_name = head_axis(inputs.key.shape[2])
     index = np.asarray(inputs.context.queries.index)
     size = next(block for block in BLOCK_SIZES if length // num_shards("length") % block == 0)
+    # Narrow heads fill the lanes with tokens instead, as the compiler lays out the projections.
+    layout = splash.QKVLayout.SEQ_MINOR if inputs.query.shape[3] < LANES else splash.QKVLayout.HEAD_DIM_MINOR
     kernel = splash.make_splash_mha(
         _build_mask(kind, index, heads, causal=inputs.context.causal),
         block_sizes=splash.BlockSizes(
@@ -74,6 +76,9 @@ def attention(inputs: AttentionInputs, kind: AttentionKind) -> Float[Array, "b l
             use_fused_bwd_kernel=False,
             block_q_dq=size,
             block_kv_dq=size,
+            q_layout=layout,
+            k_layout=layout,
+            v_layout=layout,
         ),
         head_shards=1 if head_name is None else num_shards(head_name),
         q_seq_shards=num_shards("length"),
