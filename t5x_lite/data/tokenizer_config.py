@@ -13,6 +13,7 @@ RESERVED_PIECES = ("<pad>", "</s>", "<unk>")
 TAKEN_NAME = re.compile(r"|<pad>|</s>|<unk>|<extra_id_\d+>|<0x[0-9A-F]{2}>")
 """Names that are those of other pieces: the reserved ones, sentinels and bytes."""
 SENTINEL_NAME = re.compile(r"<extra_id_\d+>")
+"""Names of T5's sentinels, which `extra_ids` adds."""
 
 
 def name_problems(controls: Sequence[str], symbols: Sequence[str] = ()) -> Iterator[str]:

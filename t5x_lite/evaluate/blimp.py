@@ -98,6 +98,7 @@ def score_pairs(model: EvaluationModel, pairs: Sequence[MinimalPair]) -> list[tu
     try:
         window = model.resolve_window(lengths[longest])
     except UserError as error:
+        # Each pair has two rows.
         raise UserError(f"{pairs[longest // 2].location}: {error}") from None
     scores = [score.log_likelihood for score in scorer(rows, window)]
     return list(zip(scores[::2], scores[1::2], strict=True))

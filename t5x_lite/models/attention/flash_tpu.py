@@ -92,9 +92,8 @@ def backward(
 ) -> FlashGradients:
     """Return the gradients of queries, keys, values and bias."""
     batch, length, channels = inputs.query.shape
-    keys = inputs.key.shape[1]
     query_tiles = length // settings.block_q
-    key_tiles = keys // settings.block_k
+    key_tiles = inputs.key.shape[1] // settings.block_k
     groups = head_groups(inputs)
     call = partial(_call, settings=settings)
 
@@ -116,8 +115,9 @@ def backward(
         name="flash_attention_query_gradient",
     )
 
-    def by_key(batch: Scalar, key_head: Scalar, key: Scalar, step: Scalar) -> Tile:
-        return Tile(batch, key_head * groups + step // query_tiles, step % query_tiles, key)
+    # The query heads that share keys come one after the other, so that one result sums their gradients.
+    def by_key(batch: Scalar, key_block: Scalar, key: Scalar, step: Scalar) -> Tile:
+        return Tile(batch, key_block * groups + step // query_tiles, step % query_tiles, key)
 
     specs, arrays = input_blocks(inputs, settings, by_key)
     row_spec = query_row_spec(settings, by_key)
@@ -157,12 +157,12 @@ def _bias_gradient(
     blocks = channels // LANES
     heads = settings.heads_per_block
 
-    def place(heads: Scalar, diagonal: Scalar, batch: Scalar, query: Scalar) -> Tile:
+    def place(head_block: Scalar, diagonal: Scalar, batch: Scalar, query: Scalar) -> Tile:
         key = jnp.clip(query + diagonal - (query_tiles - 1), 0, key_tiles - 1)
-        return Tile(batch, heads, query, key)
+        return Tile(batch, head_block, query, key)
 
-    def sums_block(heads: Scalar, diagonal: Scalar, batch: Scalar, query: Scalar) -> tuple[Scalar, ...]:
-        return heads, diagonal, 0, 0
+    def sums_block(head_block: Scalar, diagonal: Scalar, batch: Scalar, query: Scalar) -> tuple[Scalar, ...]:
+        return head_block, diagonal, 0, 0
 
     specs, arrays = input_blocks(inputs, settings, place)
     row_spec = query_row_spec(settings, place)

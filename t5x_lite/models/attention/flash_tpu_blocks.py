@@ -19,7 +19,7 @@ class Tile:
     """The place of a tile: row of the batch, and numbers of its blocks of heads, of queries and of keys."""
 
     batch: Scalar
-    heads: Scalar
+    head_block: Scalar
     query: Scalar
     key: Scalar
 
@@ -43,32 +43,32 @@ class TileRefs:
 
 
 def query_spec(settings: FlashSettings, place: Place) -> pl.BlockSpec:
-    """Return the block of an array `[b, l, h * k]` with the queries of a tile."""
+    """Return the block of an array `[b, l, c]` with the queries of a tile."""
 
     def block(*ids: Scalar) -> tuple[Scalar, ...]:
         tile = place(*ids)
-        return tile.batch, tile.query, tile.heads
+        return tile.batch, tile.query, tile.head_block
 
     return pl.BlockSpec((None, settings.block_q, LANES), block)
 
 
 def query_row_spec(settings: FlashSettings, place: Place) -> pl.BlockSpec:
-    """Return the block of an array `[b, c, h, l]` with a value for each query of the h heads of a block."""
+    """Return the block of an array `[b, n, h, l]` with a value for each query of the h heads of each of n blocks."""
 
     def block(*ids: Scalar) -> tuple[Scalar, ...]:
         tile = place(*ids)
-        return tile.batch, tile.heads, 0, tile.query
+        return tile.batch, tile.head_block, 0, tile.query
 
     return pl.BlockSpec((None, None, settings.heads_per_block, settings.block_q), block)
 
 
 def key_spec(inputs: FlashInputs, settings: FlashSettings, place: Place) -> pl.BlockSpec:
-    """Return the block of an array `[b, m, n * k]` with the keys of a tile."""
+    """Return the block of an array `[b, m, c]` with the keys of a tile."""
     groups = head_groups(inputs)
 
     def block(*ids: Scalar) -> tuple[Scalar, ...]:
         tile = place(*ids)
-        return tile.batch, tile.key, tile.heads // groups
+        return tile.batch, tile.key, tile.head_block // groups
 
     return pl.BlockSpec((None, settings.block_k, LANES), block)
 
@@ -93,7 +93,7 @@ def input_blocks(inputs: FlashInputs, settings: FlashSettings, place: Place) -> 
 
     def bias_block(*ids: Scalar) -> tuple[Scalar, ...]:
         tile = place(*ids)
-        return tile.heads, tile.key - tile.query + query_tiles - 1, 0, 0
+        return tile.head_block, tile.key - tile.query + query_tiles - 1, 0, 0
 
     key_row_spec = pl.BlockSpec((None, 1, settings.block_k), key_row_block)
     specs = [

@@ -74,15 +74,15 @@ def _is_lane_of(head: int, shape: tuple[int, ...], settings: FlashSettings) -> B
 
 
 @dataclass(frozen=True)
-class _TileMask:
-    """Positions of a tile, and which of its keys are visible: the same for all heads."""
+class _Pairs:
+    """The pairs of a query and a key of a tile: their positions, and which are visible. All heads have the same."""
 
     query_index: Int[Array, "q m"]
     key_index: Int[Array, "q m"]
     visible: Bool[Array, "q m"]
 
 
-def _tile_mask(refs: TileRefs, tile: Tile, settings: FlashSettings) -> _TileMask:
+def _pairs(refs: TileRefs, tile: Tile, settings: FlashSettings) -> _Pairs:
     shape = (settings.block_q, settings.block_k)
     first_query = refs.scalars[0] + tile.query * settings.block_q
     query_index = first_query + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
@@ -90,22 +90,21 @@ def _tile_mask(refs: TileRefs, tile: Tile, settings: FlashSettings) -> _TileMask
     prefix = refs.prefix[...] if refs.prefix is not None else None
     segments = _column(refs.query_segments[...])
     visible = tile_mask(query_index, key_index, segments, refs.key_segments[...], prefix, settings)
-    return _TileMask(query_index, key_index, visible)
+    return _Pairs(query_index, key_index, visible)
 
 
 def _scores(
-    refs: TileRefs, tile: Tile, head: int, mask: _TileMask, settings: FlashSettings
+    query: Float[Array, "q c"], refs: TileRefs, tile: Tile, head: int, pairs: _Pairs, settings: FlashSettings
 ) -> tuple[Float[Array, "q m"], Bool[Array, "q m"] | None]:
     """Return the scores of one head of a tile times log2(e), and which weights dropout keeps."""
-    query = _head_lanes(refs.query[...], head, settings)
     scores = dot(query, refs.key[...], (1, 1)) * (settings.scale * LOG2_E)
     if refs.bias is not None:
         scores = scores + refs.bias[head]
     keep = None
     if settings.dropout > 0:
-        number = refs.scalars[2] + tile.batch * refs.scalars[3] + tile.heads * settings.heads_per_block + head
-        keep = keep_mask(refs.scalars[1], number, mask.query_index, mask.key_index, settings.dropout)
-    return jnp.where(mask.visible, scores, MASK_VALUE), keep
+        number = refs.scalars[2] + tile.batch * refs.scalars[3] + tile.head_block * settings.heads_per_block + head
+        keep = keep_mask(refs.scalars[1], number, pairs.query_index, pairs.key_index, settings.dropout)
+    return jnp.where(pairs.visible, scores, MASK_VALUE), keep
 
 
 def forward_kernel(*all_refs: Ref, inputs: FlashInputs, settings: FlashSettings) -> None:
@@ -121,13 +120,14 @@ def forward_kernel(*all_refs: Ref, inputs: FlashInputs, settings: FlashSettings)
 
     @pl.when(_is_visible(refs, tile, settings))
     def _add() -> None:
-        mask = _tile_mask(refs, tile, settings)
+        pairs = _pairs(refs, tile, settings)
         value = refs.value[...]
         for head in heads:
-            scores, keep = _scores(refs, tile, head, mask, settings)
+            query = _head_lanes(refs.query[...], head, settings)
+            scores, keep = _scores(query, refs, tile, head, pairs, settings)
             largest = largest_ref[head][:, :1]
             new_largest = jnp.maximum(largest, jnp.max(scores, axis=1, keepdims=True))
-            weights = jnp.where(mask.visible, jnp.exp2(scores - new_largest), 0.0)
+            weights = jnp.where(pairs.visible, jnp.exp2(scores - new_largest), 0.0)
             correction = jnp.exp2(largest - new_largest)
             total = total_ref[head][:, :1] * correction + jnp.sum(weights, axis=1, keepdims=True)
             if keep is not None:
@@ -147,21 +147,32 @@ def forward_kernel(*all_refs: Ref, inputs: FlashInputs, settings: FlashSettings)
         out_ref[...] = sum_ref[...].astype(out_ref.dtype)
 
 
-def _tile_gradients(
-    refs: TileRefs, gradients: GradientRefs, tile: Tile, head: int, mask: _TileMask, settings: FlashSettings
-) -> tuple[Float[Array, "q m"], Float[Array, "q m"]]:
-    """Return the weights after dropout, and the gradient of the scores of one head of a tile."""
-    scores, keep = _scores(refs, tile, head, mask, settings)
+@dataclass(frozen=True)
+class _HeadGradients:
+    """Factors of the gradients of one head of a tile. `weights` are those after dropout."""
+
+    query: Float[Array, "q c"]
+    out_gradient: Float[Array, "q c"]
+    weights: Float[Array, "q m"]
+    score_gradient: Float[Array, "q m"]
+
+
+def _head_gradients(
+    refs: TileRefs, gradients: GradientRefs, tile: Tile, head: int, pairs: _Pairs, settings: FlashSettings
+) -> _HeadGradients:
+    query = _head_lanes(refs.query[...], head, settings)
+    scores, keep = _scores(query, refs, tile, head, pairs, settings)
     out_gradient = _head_lanes(gradients.out_gradient[...], head, settings)
-    return score_gradients(
+    weights, score_gradient = score_gradients(
         scores,
-        mask.visible,
+        pairs.visible,
         keep,
         _column(gradients.log_sum[head : head + 1]),
         _column(gradients.delta[head : head + 1]),
         dot(out_gradient, refs.value[...], (1, 1)),
         settings,
     )
+    return _HeadGradients(query, out_gradient, weights, score_gradient)
 
 
 def query_gradient_kernel(*all_refs: Ref, inputs: FlashInputs, settings: FlashSettings) -> None:
@@ -180,10 +191,10 @@ def query_gradient_kernel(*all_refs: Ref, inputs: FlashInputs, settings: FlashSe
     @pl.when(_is_visible(refs, tile, settings))
     def _add() -> None:
         key = refs.key[...]
-        mask = _tile_mask(refs, tile, settings)
+        pairs = _pairs(refs, tile, settings)
         for head in range(settings.heads_per_block):
-            _, score_gradient = _tile_gradients(refs, gradients, tile, head, mask, settings)
-            gradient = dot(score_gradient.astype(key.dtype), key, (1, 0))
+            computed = _head_gradients(refs, gradients, tile, head, pairs, settings)
+            gradient = dot(computed.score_gradient.astype(key.dtype), key, (1, 0))
             sum_ref[...] += _head_lanes(gradient, head, settings)
 
     @pl.when(tile.key == pl.num_programs(3) - 1)
@@ -197,8 +208,8 @@ def key_value_gradient_kernel(*all_refs: Ref, inputs: FlashInputs, settings: Fla
     key_ref, value_ref, key_sum_ref, value_sum_ref = remaining[3:]
     query_tiles = inputs.query.shape[1] // settings.block_q
     step = pl.program_id(3)
-    block_of_heads = pl.program_id(1) * head_groups(inputs) + step // query_tiles
-    tile = Tile(pl.program_id(0), block_of_heads, query=step % query_tiles, key=pl.program_id(2))
+    head_block = pl.program_id(1) * head_groups(inputs) + step // query_tiles
+    tile = Tile(pl.program_id(0), head_block, query=step % query_tiles, key=pl.program_id(2))
 
     @pl.when(step == 0)
     def _begin() -> None:
@@ -207,13 +218,13 @@ def key_value_gradient_kernel(*all_refs: Ref, inputs: FlashInputs, settings: Fla
 
     @pl.when(_is_visible(refs, tile, settings))
     def _add() -> None:
-        mask = _tile_mask(refs, tile, settings)
+        pairs = _pairs(refs, tile, settings)
         for head in range(settings.heads_per_block):
-            query = _head_lanes(refs.query[...], head, settings)
-            out_gradient = _head_lanes(gradients.out_gradient[...], head, settings)
-            weights, score_gradient = _tile_gradients(refs, gradients, tile, head, mask, settings)
-            value_sum_ref[...] += dot(weights.astype(out_gradient.dtype), out_gradient, (0, 0))
-            key_sum_ref[...] += dot(score_gradient.astype(query.dtype), query, (0, 0))
+            computed = _head_gradients(refs, gradients, tile, head, pairs, settings)
+            out_gradient = computed.out_gradient
+            value_sum_ref[...] += dot(computed.weights.astype(out_gradient.dtype), out_gradient, (0, 0))
+            query = computed.query
+            key_sum_ref[...] += dot(computed.score_gradient.astype(query.dtype), query, (0, 0))
 
     @pl.when(step == pl.num_programs(3) - 1)
     def _end() -> None:
@@ -237,10 +248,9 @@ def bias_gradient_kernel(*all_refs: Ref, inputs: FlashInputs, settings: FlashSet
 
     @pl.when((key >= 0) & (key < key_tiles) & _is_visible(refs, tile, settings))
     def _add() -> None:
-        mask = _tile_mask(refs, tile, settings)
+        pairs = _pairs(refs, tile, settings)
         for head in range(settings.heads_per_block):
-            _, score_gradient = _tile_gradients(refs, gradients, tile, head, mask, settings)
-            tile_ref[head] += score_gradient
+            tile_ref[head] += _head_gradients(refs, gradients, tile, head, pairs, settings).score_gradient
 
     @pl.when((batch == pl.num_programs(2) - 1) & (query == pl.num_programs(3) - 1))
     def _end() -> None:
